@@ -1,0 +1,66 @@
+"""Atomic writes: a reader sees the old file or the new one, never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from composer.errors import HostError
+
+
+@contextlib.contextmanager
+def host_errors(where: Path) -> Iterator[None]:
+    """Translate an OSError into a HostError that names the file and, for the usual causes, the remedy."""
+    fixes = {
+        errno.ENOSPC: "Free some space, or choose another folder.",
+        errno.EDQUOT: "Free some quota, or choose another folder.",
+        errno.EACCES: "Choose a folder that you may write to.",
+        errno.EPERM: "Choose a folder that you may write to.",
+        errno.EROFS: "The file system is read-only: choose another folder.",
+    }
+    try:
+        yield
+    except OSError as fault:
+        path = fault.filename if isinstance(fault.filename, str) else str(where)
+        raise HostError(fault.strerror or str(fault), where=path, fix=fixes.get(fault.errno or 0)) from fault
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
+    """A writable temporary beside `path` that becomes `path` when the block ends well, and vanishes otherwise."""
+    with host_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with host_errors(path), os.fdopen(handle, "w+b") as stream:
+            yield stream
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+        with host_errors(path):
+            temporary.replace(path)
+            sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with atomic_file(path, mode=mode) as stream:
+        stream.write(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Each module alone, in memory or on tiny files."""
