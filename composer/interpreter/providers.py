@@ -1,0 +1,230 @@
+"""Where a bundle's CPython comes from: one interface, two ways, the same result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Final, Protocol
+
+from composer._fs import host_errors
+from composer.errors import HostError
+from composer.interpreter.archive import unpack
+from composer.interpreter.find import Installation, inspect_python
+from composer.interpreter.licences import notices
+from composer.interpreter.objects import Objects, host_runtime, gather, glibc_floor, read_object, relocated, version_key
+from composer.interpreter.stdlib import is_debian, names_its_place, relocate_text, travels
+from composer.interpreter.tree import (
+    PROGRAM_MODE,
+    InterpreterTree,
+    TreeEntry,
+    file_entry,
+    link_entry,
+    tree_digest,
+)
+
+# An empty folder cannot be in a tar layer by files alone; without this one, site.py would not make it a site folder.
+_SITE_README: Final = b"The distributions of this bundle.\n"
+_FALLBACK: Final = "_compose_fallback"
+
+
+class Provider(Protocol):
+    """A source of relocatable CPythons."""
+
+    def tree(self, minor: str, work: Path) -> InterpreterTree:
+        """The prefix of a CPython of this minor version; edited files are written below `work`, an empty folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathProvider:
+    """A CPython that is installed on this machine, by its program: Debian's, pyenv's, uv's or a virtual environment's.
+
+    Left behind: tests, Tk, pip, the static library, and everything in site-packages. `digest` of the result depends on
+    the installation's bytes alone, not on the place of `work`.
+    """
+
+    python: Path
+    name: str = "path"
+
+    def tree(self, minor: str, work: Path) -> InterpreterTree:
+        """Make the installation a prefix that runs wherever it lies.
+
+        Raises HostError if it cannot be had here or is of another minor version, ElfError if an edit fails.
+        """
+        found = inspect_python(self.python)
+        if found.minor != minor:
+            raise HostError(
+                f"Python {found.minor}, not {minor}",
+                where=str(self.python),
+                fix=f"Give --python a CPython {minor}, or build for {found.minor}.",
+            )
+        objects = gather(found.program, found.dynload, minor)
+        runtime = {
+            name: path for name, path in host_runtime(found.program).items() if f"lib/{name}" not in objects.files
+        }
+        entries = sorted(
+            [
+                *_programs(objects, minor, work),
+                *_stdlib(found),
+                *_headers(found),
+                *_fallback_libraries(runtime, minor),
+                *_notices(objects, runtime),
+            ],
+            key=lambda entry: entry.path,
+        )
+        return InterpreterTree(
+            version=found.version,
+            minor=minor,
+            provider=self.name,
+            glibc_floor=objects.glibc_floor,
+            digest=tree_digest(entries),
+            entries=tuple(entries),
+            warnings=(*objects.warnings, *_warnings(found, objects, runtime)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveProvider:
+    """An `install_only` archive of python-build-standalone (.tar.gz or .tar.zst), already fetched and verified.
+
+    It runs anywhere as it is; it goes through the same steps for its build settings and what is left behind.
+    """
+
+    archive: Path
+
+    def tree(self, minor: str, work: Path) -> InterpreterTree:
+        """Unpack below `work` and relocate. Raises IntegrityError for a hostile archive, else as PathProvider."""
+        unpack(self.archive, work / "archive")
+        python = work / "archive" / "python" / "bin" / f"python{minor}"
+        if not python.exists():
+            raise HostError(f"holds no python/bin/python{minor}", where=str(self.archive))
+        return PathProvider(python=python, name="archive").tree(minor, work / "edited")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostProvider:
+    """No CPython in the bundle: bin/python finds the host's, checks it, and shows it this bundle's distributions only.
+
+    What follows from a foreign prefix: sys.prefix is the host's, and `python -I` or `-E` does not see the bundle.
+    """
+
+    def tree(self, minor: str, work: Path) -> InterpreterTree:
+        """A launcher, its sitecustomize and an empty site-packages; `version` is the minor, `work` is not used."""
+        del work
+        launcher = _travelling("host_python.sh").replace(b"@MINOR@", minor.encode())
+        base = f"lib/python{minor}"
+        entries = (
+            # Not links: to follow one, sh would need a program of the host.
+            *(file_entry(f"bin/python{suffix}", launcher, mode=PROGRAM_MODE) for suffix in ("", "3", minor)),
+            file_entry(f"{base}/_compose_host/sitecustomize.py", _travelling("host_site.py")),
+            file_entry(f"{base}/site-packages/README.txt", _SITE_README),
+        )
+        return InterpreterTree(
+            version=minor,
+            minor=minor,
+            provider="host",
+            glibc_floor=glibc_floor(()),
+            digest=tree_digest(entries),
+            entries=entries,
+            warnings=(f"no interpreter in the bundle: it needs a CPython {minor} on the host",),
+        )
+
+
+def _programs(objects: Objects, minor: str, work: Path) -> Iterator[TreeEntry]:
+    for place, item in objects.files.items():
+        yield file_entry(place, relocated(place, item, work), mode=PROGRAM_MODE)
+    yield link_entry("bin/python3", f"python{minor}")
+    yield link_entry("bin/python", "python3")
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every file below a folder by its relative path; links to files count as files, links to folders do not."""
+
+    def fail(fault: OSError) -> None:
+        raise fault
+
+    with host_errors(folder):
+        for parent, folders, files in os.walk(folder, onerror=fail):
+            folders.sort()
+            for name in sorted(files):
+                path = Path(parent) / name
+                yield path.relative_to(folder).as_posix(), path
+
+
+def _stdlib(found: Installation) -> Iterator[TreeEntry]:
+    base = f"lib/python{found.minor}"
+    for path, source in _walk(found.stdlib):
+        if not travels(path) or path.startswith("lib-dynload/"):
+            continue
+        content = _edited(path, source, found.minor) if names_its_place(path) else source
+        yield file_entry(f"{base}/{path}", content)
+    with host_errors(found.stdlib):
+        debian = is_debian((found.stdlib / "site.py").read_text(encoding="utf-8", errors="replace"))
+    if debian:
+        yield file_entry(f"{base}/sitecustomize.py", _travelling("debian_site.py"))
+    # The folder is the landmark by which CPython knows its exec_prefix, even where every module is built in.
+    yield file_entry(f"{base}/lib-dynload/README.txt", b"Extension modules of the standard library.\n")
+    yield file_entry(f"{base}/site-packages/README.txt", _SITE_README)
+
+
+def _edited(path: str, source: Path, minor: str) -> bytes:
+    with host_errors(source):
+        text = source.read_text(encoding="utf-8", errors="surrogateescape")
+    return relocate_text(path, text, minor).encode(errors="surrogateescape")
+
+
+def _headers(found: Installation) -> Iterator[TreeEntry]:
+    """Python.h and what it includes: Triton compiles against it at run time."""
+    if not found.include.is_dir():
+        return
+    base = f"include/python{found.minor}"
+    # Debian's pyconfig.h includes another by a path outside this folder: that one takes its place.
+    platform = found.platform_include / "pyconfig.h"
+    for path, source in _walk(found.include):
+        yield file_entry(f"{base}/{path}", platform if path == "pyconfig.h" and platform.is_file() else source)
+
+
+def _fallback_libraries(runtime: dict[str, Path], minor: str) -> Iterator[TreeEntry]:
+    """libstdc++, libgcc_s and libz for a host without them.
+
+    Not in lib/: there, the search path would prefer them to a newer libstdc++ of the host, which can not be known when
+    a bundle is built, and a Debian 12 libstdc++ would raise the floor to 2.36 for every host (arc4random).
+    """
+    for name, path in runtime.items():
+        yield file_entry(f"lib/fallback/{name}", path, mode=PROGRAM_MODE)
+    yield file_entry(f"lib/python{minor}/{_FALLBACK}.py", _travelling("fallback_libraries.py"))
+    yield file_entry(f"lib/python{minor}/site-packages/{_FALLBACK}.pth", f"import {_FALLBACK}\n".encode())
+
+
+def _travelling(name: str) -> bytes:
+    return (resources.files("composer") / "runtime" / "launch" / name).read_bytes()
+
+
+def _copied(objects: Objects, runtime: dict[str, Path]) -> dict[str, Path]:
+    libraries = {
+        place.removeprefix("lib/"): item.source
+        for place, item in objects.files.items()
+        if place.count("/") == 1 and place.startswith("lib/lib") and not place.startswith("lib/libpython")
+    }
+    return {**libraries, **runtime}
+
+
+def _notices(objects: Objects, runtime: dict[str, Path]) -> Iterator[TreeEntry]:
+    for name, notice in sorted(notices(_copied(objects, runtime)).items()):
+        yield file_entry(f"share/licenses/{name}/copyright", notice)
+
+
+def _warnings(found: Installation, objects: Objects, runtime: dict[str, Path]) -> Iterator[str]:
+    if not found.include.is_dir():
+        yield f"no Python.h beside {found.program}: code that is compiled at run time will not build"
+    copied = _copied(objects, runtime)
+    unnoticed = sorted(copied.keys() - notices(copied).keys())
+    if unnoticed:
+        yield f"no licence notice found for {', '.join(unnoticed)}"
+    floor = glibc_floor(read_object(path).elf for path in runtime.values())
+    if version_key(floor) > version_key(objects.glibc_floor):
+        yield f"a host without libstdc++ needs glibc {floor}: the copy for it comes from this machine"
+    if not runtime:
+        yield "no libstdc++ on this machine: the bundle needs the host's"

@@ -1,0 +1,17 @@
+#!/bin/sh
+''':'
+# sh reads this part, Python reads it as a string: a shebang could name neither a path relative to this file nor one
+# longer than 127 characters. realpath is only needed where this file is reached through a symbolic link.
+self=$0
+if [ -L "$self" ]; then
+    self=$(realpath -- "$0" 2>/dev/null || readlink -f -- "$0") || exit 127
+fi
+case $self in
+    */*) ;;
+    *) self=./$self ;;
+esac
+# Modules of another Python, or of the home folder, must not shadow those of the bundle, in this process or its children.
+unset PYTHONHOME PYTHONPATH
+export PYTHONNOUSERSITE=1
+@ENV@exec "${self%/*}/python3"@OPTIONS@ "$0" "$@"
+'''
