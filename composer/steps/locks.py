@@ -1,0 +1,105 @@
+"""Find, check and renew the lock of a recipe for one Python and machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from composer._fs import write_atomic
+from composer.errors import LockError
+from composer.model.lock import Lock, parse_lock, render_lock
+from composer.model.recipe import Recipe
+from composer.model.target import GLIBC_CEILING, Target
+from composer.steps.load import LoadedRecipe
+from composer.steps.resolve import Exclude, Override, ResolveRequest, UrlSource, resolve
+from composer.store import key_of
+
+#: auto: use the lock, renew it when the recipe changed. locked: fail when it changed. frozen: do not look.
+Mode = Literal["auto", "locked", "frozen"]
+_DIGEST_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockOptions:
+    """How a lock may be used or renewed. cooldown: days that a release must be old. upgrade: names to move on."""
+
+    mode: Mode = "auto"
+    offline: bool = False
+    cooldown: int | None = None
+    upgrade: Sequence[str] = ()
+
+
+def lock_request(recipe: Recipe, python: str, machine: str) -> ResolveRequest:
+    """What is asked of the resolver; the recipe's digest in it covers exactly what can change the answer."""
+    target = Target(sm=recipe.sm[0], isa="", cuda=recipe.cuda, python=python, machine=machine)
+    roots = [one for one in recipe.component if one.version and not one.url]
+    moved = [one for one in recipe.requires if one.to]
+    request = ResolveRequest(
+        name=f"{recipe.name}-py{python.replace('.', '')}-{machine}",
+        recipe="", python=python, machine=machine, platforms=target.platforms,
+        roots=tuple(f"{one.name}=={one.version}" for one in roots),
+        constraints=recipe.constraints,
+        overrides=tuple(Override(requirement=one.to or "", reason=one.reason, of=one.of) for one in moved),
+        excludes=tuple(
+            Exclude(name=one.name, reason=one.reason, of=one.of) for one in recipe.requires if one.to is None
+        ),
+        pins={one.name: one.index for one in recipe.component if one.index != "pypi"},
+        indexes=recipe.indexes,
+        url_sources=tuple(
+            UrlSource(name=one.name, version=one.version or "", url=one.url, sha256=one.sha256 or "", size=one.size,
+                      optional=one.optional)
+            for one in recipe.component if one.url
+        ),
+        as_of=recipe.as_of,
+    )  # fmt: skip
+    return _with_digest(request)
+
+
+def _with_digest(request: ResolveRequest) -> ResolveRequest:
+    asked = {
+        "python": request.python, "machine": request.machine, "glibc": GLIBC_CEILING, "roots": sorted(request.roots),
+        "constraints": sorted(request.constraints), "pins": request.pins, "indexes": request.indexes,
+        "overrides": sorted((one.requirement, one.of or "") for one in request.overrides),
+        "excludes": sorted((one.name, one.of or "") for one in request.excludes),
+        "urls": sorted((one.name, one.version, one.url, one.sha256) for one in request.url_sources),
+        "as_of": request.as_of.isoformat() if request.as_of else None,
+    }  # fmt: skip
+    return replace(request, recipe=key_of("lock", _DIGEST_VERSION, **asked))
+
+
+def ensure_lock(loaded: LoadedRecipe, python: str, machine: str, options: LockOptions) -> Lock:
+    """The lock to build from. LockError when it is missing or stale and may not be renewed."""
+    path = loaded.lock_path(python, machine)
+    request = lock_request(loaded.recipe, python, machine)
+    lock = read_lock(path) if path.is_file() else None
+    if lock and (options.mode == "frozen" or lock.recipe == request.recipe):
+        return lock
+    if options.mode != "auto" or options.offline:
+        raise LockError(
+            "does not fit the recipe any more" if lock else "there is no lock", where=str(path),
+            why="the recipe changed after it was made" if lock else None,
+            fix=f"Run `compose lock {loaded.path.stem} --python {python}` where an index can be reached.",
+        )  # fmt: skip
+    return renew_lock(loaded, python, machine, options)
+
+
+def renew_lock(loaded: LoadedRecipe, python: str, machine: str, options: LockOptions) -> Lock:
+    """Resolve again and write the lock beside the recipe. What is not in `upgrade` keeps its version where it can."""
+    path = loaded.lock_path(python, machine)
+    request = replace(
+        lock_request(loaded.recipe, python, machine), cooldown=options.cooldown, upgrade=tuple(options.upgrade),
+        previous=read_lock(path) if options.upgrade and path.is_file() else None,
+    )  # fmt: skip
+    lock = resolve(request)
+    write_atomic(path, render_lock(lock).encode())
+    return lock
+
+
+def read_lock(path: Path) -> Lock:
+    """The lock in a file; LockError when it cannot be read or is not one."""
+    try:
+        return parse_lock(path.read_text("utf-8"), path.name)
+    except (OSError, UnicodeDecodeError) as fault:
+        raise LockError("cannot be read", where=str(path), why=str(fault)) from fault
