@@ -1,0 +1,186 @@
+"""Start a bundle's SGLang server on a host that has no compiler on PATH, ask it everything, stop it.
+
+    python3 tests/gpu/check_server.py BUNDLE MODEL [--port N] [--log FILE] [--path PATH] [-- SERVER OPTIONS ...]
+
+Standard library only. Prints one JSON line per check: {"check", "ok", "seconds", ...}; exit status 1 if one failed.
+The server gets an environment of its own: an empty folder as PATH, no CUDA_HOME, no CC.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+START_LIMIT = 300.0
+KEPT = ("HOME", "USER", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "WHEEL_COMPOSER_CACHE", "XDG_CACHE_HOME")
+SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"enum": ["yes", "no"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["answer", "count"],
+    "additionalProperties": False,
+}
+# What a host without a toolchain would log if something still tried to compile.
+COMPILING = re.compile(r"ninja|nvcc|C compiler|Failed to load JIT|build\.ninja|\bg\+\+", re.IGNORECASE)
+
+
+class Server:
+    def __init__(self, options):
+        self.base = f"http://127.0.0.1:{options.port}"
+        self.log = Path(options.log)
+        self.empty = tempfile.TemporaryDirectory()
+        python = Path(options.bundle).resolve() / "bin" / "python"
+        command = [
+            str(python), "-m", "sglang.launch_server", "--model-path", options.model, "--host", "127.0.0.1",
+            "--port", str(options.port), "--constrained-json-disable-any-whitespace", *options.rest,
+        ]  # fmt: skip
+        env = {name: os.environ[name] for name in KEPT if name in os.environ}
+        env |= {"PATH": options.path or self.empty.name, "HF_HUB_OFFLINE": "1"}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+
+    def ask(self, path, body=None, timeout=60):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"})
+        return urllib.request.urlopen(request, timeout=timeout)
+
+    def answer(self, path, body=None):
+        with self.ask(path, body) as reply:
+            return json.load(reply)
+
+    def stop(self):
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, number)
+                self.process.wait(20)
+            except ProcessLookupError:
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        self.empty.cleanup()
+
+
+def health(server):
+    start = time.monotonic()
+    while time.monotonic() - start < START_LIMIT:
+        assert server.process.poll() is None, f"the server ended with status {server.process.returncode}"
+        try:
+            with server.ask("/health", timeout=5) as reply:
+                return {"start_seconds": round(time.monotonic() - start, 1), "status": reply.status}
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise AssertionError(f"no answer within {START_LIMIT:g} s")
+
+
+def models(server):
+    names = [model["id"] for model in server.answer("/v1/models")["data"]]
+    assert names
+    return {"models": names}
+
+
+def generate(server):
+    body = {"text": "Once upon a time", "sampling_params": {"temperature": 0, "max_new_tokens": 16, "ignore_eos": True}}
+    texts, spent = [], []
+    for _ in range(3):
+        start = time.perf_counter()
+        reply = server.answer("/generate", body)
+        spent.append(time.perf_counter() - start)
+        assert reply["meta_info"]["completion_tokens"] == 16, reply
+        texts.append(reply["text"])
+    assert len(set(texts)) == 1, "greedy decoding gave different texts"
+    return {"milliseconds": round(min(spent) * 1000, 1)}
+
+
+def chat_with_schema(server):
+    body = {
+        "model": "default", "messages": [{"role": "user", "content": "Well?"}], "max_tokens": 64,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "reply", "schema": SCHEMA}},
+    }  # fmt: skip
+    text = server.answer("/v1/chat/completions", body)["choices"][0]["message"]["content"]
+    found = json.loads(text)
+    assert set(found) == {"answer", "count"}, text
+    assert found["answer"] in ("yes", "no"), text
+    assert found["count"] in range(10), text
+    return {"text": text}
+
+
+def stream(server):
+    body = {"model": "default", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 12, "stream": True,
+            "ignore_eos": True}  # fmt: skip
+    start, events, first = time.perf_counter(), [], None
+    with server.ask("/v1/chat/completions", body) as reply:
+        for line in reply:
+            if line.startswith(b"data: "):
+                first = first or time.perf_counter() - start
+                events.append(line.removeprefix(b"data: ").strip())
+    assert events[-1] == b"[DONE]", events[-1]
+    assert len(events) > 5, len(events)
+    return {"events": len(events), "first_event_ms": round(first * 1000, 1)}
+
+
+def together(server):
+    def one(number):
+        parameters = {"temperature": 0.8, "max_new_tokens": 64, "ignore_eos": True}
+        body = {"text": f"Request {number}: " + "word " * (number % 7), "sampling_params": parameters}
+        return server.answer("/generate", body)["meta_info"]["completion_tokens"]
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(32) as pool:
+        tokens = sum(pool.map(one, range(64)))
+    assert tokens == 64 * 64, tokens
+    return {"tokens_per_second": round(tokens / (time.perf_counter() - start))}
+
+
+def nothing_compiled(server):
+    lines = [line for line in server.log.read_text(errors="replace").splitlines() if COMPILING.search(line)]
+    assert not lines, lines[:5]
+    return {}
+
+
+def run(check, server):
+    start = time.perf_counter()
+    try:
+        detail = {"ok": True, **check(server)}
+    except Exception as fault:  # a check reports whatever goes wrong in it
+        detail = {"ok": False, "fault": f"{type(fault).__name__}: {fault}"[:2000]}
+    print(json.dumps({"check": check.__name__, "seconds": round(time.perf_counter() - start, 2), **detail}), flush=True)
+    return detail["ok"]
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle")
+    parser.add_argument("model")
+    parser.add_argument("--port", type=int, default=30000)
+    parser.add_argument("--log", default="server.log")
+    parser.add_argument("--path", help="PATH of the server, where an empty folder will not do")
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    options = parser.parse_args(words[:end])
+    options.rest = words[end + 1 :]
+    return options
+
+
+def main():
+    server = Server(arguments())
+    try:
+        good = run(health, server)
+        checks = (models, generate, chat_with_schema, stream, together, nothing_compiled) if good else ()
+        results = [good, *(run(check, server) for check in checks)]
+    finally:
+        server.stop()
+    if not all(results):
+        print(server.log.read_text(errors="replace")[-4000:], file=sys.stderr)
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
