@@ -8,11 +8,10 @@ and glibc's `elf/dl-load.c`, whose reading is taken where it and the documents d
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from composer.errors import ElfError
 
@@ -37,6 +36,14 @@ _PAGE = 4096
 _MOST_RECORDS = 0x8000
 _MOST_DYNAMIC = 0x10000
 _MOST_TEXT = 0x10000
+
+
+class Readable(Protocol):
+    """The bytes of a whole file: `bytes`, a memoryview, a map, or what keeps some and knows which are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, wanted: slice, /) -> bytes | memoryview: ...
 
 
 class Load(NamedTuple):
@@ -98,7 +105,7 @@ class _Reader:
 
     __slots__ = ("bits", "buffer", "loads", "order", "records", "size", "where")
 
-    def __init__(self, buffer: bytes | memoryview | mmap.mmap, where: str) -> None:
+    def __init__(self, buffer: Readable, where: str) -> None:
         self.buffer = buffer
         self.size = len(buffer)
         self.where = where
@@ -192,8 +199,15 @@ def is_elf(head: bytes) -> bool:
     return head[:4] == _MAGIC
 
 
-def read_elf(buffer: bytes | memoryview | mmap.mmap, where: str) -> Elf:
-    """Read one object from a buffer that holds the whole file; `where` names it in errors.
+def dynamic_range(buffer: Readable, where: str) -> tuple[int, int]:
+    """File offsets of the dynamic section's start and end, both 0 where there is none. Raises ElfError."""
+    reader = _Reader(buffer, where)
+    tables = [segment.load for segment in _segments(reader, _header(reader)) if segment.kind == _PT_DYNAMIC]
+    return (tables[-1].offset, tables[-1].offset + tables[-1].filesz) if tables else (0, 0)
+
+
+def read_elf(buffer: Readable, where: str) -> Elf:
+    """Read one object from what holds the whole file; `where` names it in errors.
 
     Raises ElfError for anything that is not a well-formed ELF object as far as the loader would read it.
     """

@@ -14,7 +14,7 @@ from composer.errors import HostError
 from composer.interpreter.archive import unpack
 from composer.interpreter.find import Installation, inspect_python
 from composer.interpreter.licences import notices
-from composer.interpreter.objects import Objects, host_runtime, gather, glibc_floor, read_object, relocated, version_key
+from composer.interpreter.objects import Objects, gather, glibc_floor, host_runtime, read_object, relocated, version_key
 from composer.interpreter.stdlib import is_debian, names_its_place, relocate_text, travels
 from composer.interpreter.tree import (
     PROGRAM_MODE,

@@ -25,7 +25,7 @@ from composer.interpreter import (
     find_pythons,
 )
 from composer.interpreter.find import Candidate, inspect_python
-from composer.interpreter.objects import host_runtime, foreign, gather, is_glibc, read_object
+from composer.interpreter.objects import foreign, gather, host_runtime, is_glibc, read_object
 from composer.launchers import script_launcher
 
 MINORS = ("3.12", "3.11", "3.13", "3.10")

@@ -1,0 +1,192 @@
+"""What the commands print on standard output, for a person."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from composer.model.finding import Finding
+from composer.model.layer import Changes
+from composer.model.lock import Lock
+from composer.model.manifest import Manifest
+from composer.model.plan import PlannedWheel, Summary
+from composer.steps.build import Built
+from composer.steps.fetch import Fetched, artifact_path
+from composer.steps.outline import Outline
+from composer.store import Store
+
+_LARGEST = 15
+
+
+def size(count: int) -> str:
+    """Bytes in MB (10^6), or GB from a thousand of those."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def _table(*columns: str) -> Table:
+    """Names to the left, numbers (columns that start with `#`) to the right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left", overflow="fold")
+    return table
+
+
+def _notes(warnings: Sequence[str], left_out: Sequence[str]) -> None:
+    for line in left_out:
+        click.echo(f"left out: {line}")
+    for line in warnings:
+        click.echo(f"warning:  {line}")
+
+
+def outline(decided: Outline, output: Path, store: Store, *, as_json: bool) -> None:
+    """A plan made before the wheels are here: what would be downloaded."""
+    rows = [
+        PlannedWheel(name=one.name, version=one.version, size=artifact.size or 0,
+                     fetched=artifact_path(store.root, artifact).is_file())
+        for one in decided.packages for artifact in one.artifacts
+    ]  # fmt: skip
+    missing = sorted((row for row in rows if not row.fetched), key=lambda row: -row.size)
+    if as_json:
+        click.echo(msgspec.json.encode({
+            "name": decided.name, "lock": decided.lock.filename, "interpreter": decided.interpreter.label,
+            "torch": decided.torch, "wheels": rows, "left_out": decided.left_out, "warnings": decided.warnings,
+            "output": str(output),
+        }))  # fmt: skip
+        return
+    _head(decided.name, decided.interpreter.label, decided.torch, decided.lock.filename)
+    table = _table("wheel", "version", "#MB", "state")
+    for row in missing[:_LARGEST]:
+        table.add_row(row.name, row.version, f"{row.size / 1e6:.1f}", "to download")
+    _console().print(table)
+    total = sum(row.size for row in missing)
+    click.echo(f"{len(missing)} of {len(rows)} wheels to download, {size(total)}; edits are planned once they are here")
+    _notes(decided.warnings, [f"{one.name} {one.version}: {one.reason}" for one in decided.left_out])
+    click.echo(f"output:   {output}")
+
+
+def _head(name: str, interpreter: str, torch: str, lock: str) -> None:
+    click.echo(f"{name}\n  interpreter: {interpreter}\n  torch:       {torch}\n  lock:        {lock}")
+
+
+def plan(summary: Summary, *, as_json: bool) -> None:
+    """A complete plan: layers to make, edits, what was left out."""
+    if as_json:
+        click.echo(msgspec.json.encode(summary))
+        return
+    _head(summary.name, summary.interpreter, summary.torch, summary.lock)
+    todo = [layer for layer in summary.layers if not layer.cached]
+    shown = [layer for layer in summary.layers if layer.edits or not layer.cached]
+    table = _table("distribution", "version", "#wheel MB", "state", "edits")
+    for layer in sorted(shown, key=lambda layer: -layer.size)[:_LARGEST]:
+        state = "cached" if layer.cached else "to compose"
+        table.add_row(layer.name, layer.version, f"{layer.size / 1e6:.1f}", state, ", ".join(layer.edits))
+    _console().print(table)
+    click.echo(
+        f"{len(todo)} of {len(summary.layers)} layers to compose ({size(sum(one.size for one in todo))} of wheels)"
+    )
+    _notes(summary.warnings, [f"{one.name} {one.version}: {one.reason}" for one in summary.left_out])
+    click.echo("output is up to date" if summary.up_to_date else f"output:   {summary.output}")
+
+
+def built(result: Built, seconds: float, *, as_json: bool) -> None:
+    """The end of a build: what it made and what to do with it."""
+    manifest, path = result.manifest, result.path
+    unpacked = sum(layer.size for layer in manifest.layers)
+    if as_json:
+        click.echo(msgspec.json.encode({
+            "path": str(path), "sha256": result.digest, "size": path.stat().st_size, "unpacked": unpacked,
+            "fingerprint": manifest.fingerprint, "seconds": round(seconds, 2), "up_to_date": result.up_to_date,
+        }))  # fmt: skip
+        return
+    floors = ", ".join(f"{name} >= {floor.version}" for name, floor in manifest.floors.items())
+    click.echo(
+        f"{'up to date' if result.up_to_date else 'built'} in {seconds:.1f} s\n"
+        f"  bundle:  {path}\n"
+        f"  size:    {size(path.stat().st_size)} ({size(unpacked)} unpacked)\n"
+        f"  sha256:  {result.digest}\n"
+        f"  host:    {floors}; NVIDIA driver\n"
+        f"  torch:   {manifest.torch}\n"
+        f"on the host:\n"
+        f"  mkdir {manifest.name} && tar --zstd -xf {path.name} -C {manifest.name}\n"
+        f"  {manifest.name}/{manifest.serve or 'bin/python'}"
+    )
+
+
+def locked(lock: Lock, path: Path) -> None:
+    """One line per lock, and what the closure leaves out."""
+    total = sum(artifact.size or 0 for package in lock.packages for artifact in package.artifacts)
+    click.echo(f"{path}: {len(lock.packages)} distributions, {size(total)}; {len(lock.excluded)} requirements left out")
+
+
+def exported(paths: Sequence[Path], folder: Path) -> None:
+    """After `fetch -o`."""
+    click.echo(f"{len(paths)} files in {folder}")
+
+
+def fetched(result: Fetched) -> None:
+    """After `fetch`."""
+    for one in result.missing:
+        click.echo(f"left out: {one.package}: {one.reason}")
+    total = sum(path.stat().st_size for path in result.paths.values())
+    click.echo(f"{len(result.paths)} files at hand, {size(total)}")
+
+
+def findings(manifest: Manifest, found: Sequence[Finding], *, as_json: bool) -> None:
+    """The findings of a verification, the worst first."""
+    if as_json:
+        click.echo(msgspec.json.encode({"name": manifest.name, "findings": found}))
+        return
+    order = ("error", "warning", "note")
+    for one in sorted(found, key=lambda one: order.index(one.severity)):
+        click.echo(f"{one.severity}: {one.id}: {one.subject}: {one.evidence}")
+        if one.fix and one.severity == "error":
+            click.echo(f"  fix: {one.fix}")
+    counts = Counter(one.severity for one in found)
+    files = sum(len(layer.entries) for layer in manifest.layers)
+    verdict = "not sound" if counts["error"] else "sound"
+    click.echo(f"{manifest.name}: {verdict}; {files} files, {counts['error']} errors, {counts['warning']} warnings, "
+               f"{counts['note']} notes")  # fmt: skip
+
+
+def manifest(shown: Manifest, path: Path) -> None:
+    """A bundle's summary, its largest layers, and every edit."""
+    compressed, unpacked = (sum(values) for values in zip(*((x.compressed, x.size) for x in shown.layers), strict=True))
+    target = ", ".join(f"{key} {value}" for key, value in shown.target.items())
+    click.echo(
+        f"{shown.name}\n  target:      {target}\n  recipe:      {shown.recipe['name']} {shown.recipe['version']}\n"
+        f"  interpreter: {shown.interpreter}\n  torch:       {shown.torch}\n"
+        f"  size:        {size(compressed)} ({size(unpacked)} unpacked), {path}\n  fingerprint: {shown.fingerprint}"
+    )
+    for name, floor in shown.floors.items():
+        click.echo(f"  needs:       {name} {floor.version} or newer, because of {floor.because}")
+    table = _table("layer", "version", "#MB", "#unpacked MB", "#files")
+    for layer in sorted(shown.layers, key=lambda layer: -layer.compressed)[:_LARGEST]:
+        table.add_row(layer.name, layer.version, f"{layer.compressed / 1e6:.1f}", f"{layer.size / 1e6:.1f}",
+                      str(len(layer.entries)))  # fmt: skip
+    console = _console()
+    console.print(table)
+    click.echo(f"{len(shown.layers)} layers; edits:")
+    for layer in shown.layers:
+        _changes(layer.name, layer.changes)
+    _notes(shown.warnings, [f"{one.name} {one.version}: {one.reason}" for one in shown.left_out])
+
+
+def _changes(name: str, changes: Changes) -> None:
+    for line in changes.requires:
+        click.echo(f"  {name}: {line.was} -> {line.now or 'dropped'} ({line.reason})")
+    for one in changes.pruned:
+        click.echo(f"  {name}: {one.pattern}: {one.files} files, {size(one.size)} left out ({one.reason})")
+    for edit in changes.files:
+        click.echo(f"  {name}: {edit.kind} {edit.path.rpartition('/')[2]}: {edit.detail}")

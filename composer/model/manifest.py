@@ -1,0 +1,81 @@
+"""The manifest: what a bundle is, what it holds, and all that differs from upstream. It travels in the bundle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from composer.errors import VerifyError
+from composer.model.layer import Entry, Layer
+from composer.model.plan import LeftOut
+
+SCHEMA = 1
+#: Where it is below the prefix. It lists every other file, but not itself and its fingerprint.
+MANIFEST_PATH = "share/compose/manifest.json"
+#: The manifest's fingerprint as text, for programs of the bundle that should not parse megabytes at their start.
+FINGERPRINT_PATH = "share/compose/fingerprint"
+
+
+class Floor(msgspec.Struct, frozen=True, kw_only=True):
+    """The oldest version of a host library that runs the bundle, and the file that asks for it."""
+
+    version: str
+    because: str
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """A module that must import, and whether that needs the NVIDIA driver's libcuda.so.1."""
+
+    module: str
+    needs_driver: bool
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything known about a bundle.
+
+    fingerprint: sha256 over the layers' digests; equal fingerprints mean equal content. torch: how PyTorch was had.
+    """
+
+    schema: int = SCHEMA
+    name: str
+    fingerprint: str
+    composer: str
+    recipe: Mapping[str, str]
+    lock: str
+    target: Mapping[str, str]
+    python: str
+    interpreter: str
+    torch: str
+    serve: str | None
+    floors: Mapping[str, Floor]
+    checks: Sequence[Check]
+    left_out: Sequence[LeftOut]
+    warnings: Sequence[str]
+    layers: Sequence[Layer]
+
+    def entries(self) -> dict[str, Entry]:
+        """Every file by path. Layers may share a path only with equal content, which planning has checked."""
+        return {entry.path: entry for layer in self.layers for entry in layer.entries}
+
+
+def fingerprint_of(layers: Sequence[Layer]) -> str:
+    """sha256 over names and digests of layers, in order."""
+    digest = hashlib.sha256()
+    for layer in layers:
+        digest.update(f"{layer.name}={layer.digest}\n".encode())
+    return digest.hexdigest()
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """A manifest from its JSON; VerifyError when it is damaged or of another schema."""
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as fault:
+        raise VerifyError("the manifest is damaged", where=where, why=str(fault),
+                          fix="Copy the bundle again and compare its .sha256.") from fault  # fmt: skip
+    if manifest.schema != SCHEMA:
+        raise VerifyError(f"manifest schema {manifest.schema} is not {SCHEMA}", where=where,
+                          fix="Use the version of compose that made the bundle.")  # fmt: skip
+    return manifest

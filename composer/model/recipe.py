@@ -1,0 +1,350 @@
+"""A recipe: a stack as data. Loading one runs no code; every value is checked before anything happens."""
+
+from __future__ import annotations
+
+import datetime as dt
+import fnmatch
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name, is_normalized_name
+from packaging.version import InvalidVersion, Version
+
+from composer.errors import RecipeError
+from composer.model._strict import Record, convert
+from composer.model.target import Target
+
+SCHEMA = 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+class RequiresEdit(Record, frozen=True, kw_only=True):
+    """A change to what distributions declare that they need: `to` replaces the requirement, no `to` drops it.
+
+    of: only in this distribution's METADATA; otherwise wherever `name` is required.
+    """
+
+    name: str
+    reason: str
+    to: str | None = None
+    of: str | None = None
+
+
+class Prune(Record, frozen=True, kw_only=True):
+    """Files of a distribution that this target does not need (globs below site-packages; `**` crosses folders)."""
+
+    paths: tuple[str, ...]
+    reason: str
+    sm: tuple[int, ...] = ()
+    sm_not: tuple[int, ...] = ()
+
+    def applies(self, sm: int) -> bool:
+        """Whether the rule holds for a target SM."""
+        return (not self.sm or sm in self.sm) and sm not in self.sm_not
+
+
+class Link(Record, frozen=True, kw_only=True):
+    """A second name for a file of a distribution (wheels cannot hold links): `path` points at `to`."""
+
+    path: str
+    to: str
+    reason: str
+    sm: tuple[int, ...] = ()
+
+    def applies(self, sm: int) -> bool:
+        """Whether the rule holds for a target SM."""
+        return not self.sm or sm in self.sm
+
+
+class RpathRule(Record, frozen=True, kw_only=True):
+    """Folders (below site-packages) to add to the RPATH of files that load libraries by name at run time."""
+
+    files: tuple[str, ...]
+    folders: tuple[str, ...]
+    reason: str
+
+
+class PthFile(Record, frozen=True, kw_only=True):
+    """A `.pth` file that may stay: it runs at every start of the interpreter, so its bytes are pinned."""
+
+    file: str
+    sha256: str
+    reason: str
+
+
+class Component(Record, frozen=True, kw_only=True):
+    """One distribution of the stack: where it comes from and what is changed in it.
+
+    version: makes the distribution a root of the resolution; without it the entry only edits what the lock holds.
+    sm: targets that need the distribution; empty for all (`reason` says why it is limited).
+    tool: needed to compose, not to serve: locked and fetched, but not part of the bundle.
+    """
+
+    name: str
+    version: str | None = None
+    index: str = "pypi"
+    url: str | None = None
+    sha256: str | None = None
+    size: int | None = None
+    optional: bool = False
+    tool: bool = False
+    sm: tuple[int, ...] = ()
+    reason: str | None = None
+    untouched: str | None = None
+    patches: tuple[str, ...] = ()
+    prune: tuple[Prune, ...] = ()
+    links: tuple[Link, ...] = ()
+    rpath: tuple[RpathRule, ...] = ()
+    pth: tuple[PthFile, ...] = ()
+    imports: tuple[str, ...] = ()
+    needs_driver: bool = False
+
+
+class Untouched(Record, frozen=True, kw_only=True):
+    """Distributions whose files may not be modified, by name pattern, and the licence that says so."""
+
+    names: tuple[str, ...]
+    reason: str
+    unless: tuple[str, ...] = ()
+
+
+class Refusal(Record, frozen=True, kw_only=True):
+    """A target that the stack cannot serve, and the measured reason."""
+
+    sm: tuple[int, ...]
+    reason: str
+
+
+class Archive(Record, frozen=True, kw_only=True):
+    """A prebuilt relocatable CPython: an `install_only` archive of python-build-standalone."""
+
+    python: str
+    machine: str
+    url: str
+    sha256: str
+    size: int | None = None
+
+
+class Release(Record, frozen=True, kw_only=True):
+    """A source release that no index of wheels has.
+
+    debian: its path on any Debian mirror, so that the one this machine uses can serve it. licence: its member that is
+    shipped with what is compiled from it, beside the release itself.
+    """
+
+    name: str
+    version: str
+    url: str
+    sha256: str
+    size: int
+    licence: str
+    debian: str | None = None
+
+
+class NativeModule(Record, frozen=True, kw_only=True):
+    """A shared object compiled with the tool `ziglang` from sources in composer/native/SOURCE, or from a release.
+
+    path: below the prefix; `{site}` stands for site-packages.
+    """
+
+    source: str
+    path: str
+    reason: str
+    release: Release | None = None
+
+
+class Recipe(Record, frozen=True, kw_only=True):
+    """A stack on one lane (version set). See docs/reference/recipe.md for every key."""
+
+    schema: int
+    name: str
+    version: str
+    summary: str
+    cuda: str
+    pythons: tuple[str, ...]
+    as_of: dt.datetime
+    sm: tuple[int, ...]
+    component: tuple[Component, ...]
+    machines: tuple[str, ...] = ("x86_64",)
+    include: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
+    indexes: Mapping[str, str] = {}
+    requires: tuple[RequiresEdit, ...] = ()
+    untouched: tuple[Untouched, ...] = ()
+    refuse: tuple[Refusal, ...] = ()
+    interpreter: tuple[Archive, ...] = ()
+    native: tuple[NativeModule, ...] = ()
+    environment: Mapping[str, str] = {}
+    serve: str | None = None
+
+    def bundle_name(self, target: Target) -> str:
+        """`sglang-python312-cuda12_8-sm90-avx512`."""
+        return f"{self.name}-{target.slug}"
+
+    def component_of(self, name: str) -> Component:
+        """The entry for a distribution (normalised name), or one that changes nothing."""
+        for component in self.component:
+            if component.name == name:
+                return component
+        return Component(name=name)
+
+    def composed(self, name: str, sm: int) -> bool:
+        """Whether the distribution belongs in a bundle for this SM."""
+        component = self.component_of(name)
+        return not component.tool and (not component.sm or sm in component.sm)
+
+    def untouched_reason(self, name: str) -> str | None:
+        """Why no byte of this distribution's files may change, or None."""
+        own = self.component_of(name).untouched
+        for rule in self.untouched:
+            if any(fnmatch.fnmatch(name, one) for one in rule.names) and name not in rule.unless:
+                return own or rule.reason
+        return own
+
+    def requires_edits(self, sm: int) -> tuple[RequiresEdit, ...]:
+        """Edits of requirements for a target: the recipe's own, and drops of what this SM does not carry."""
+        left_out = tuple(
+            RequiresEdit(name=one.name, reason=one.reason or f"not composed for SM {sm}")
+            for one in self.component if one.sm and sm not in one.sm
+        )  # fmt: skip
+        return (*self.requires, *left_out)
+
+    def check_target(self, target: Target) -> None:
+        """RecipeError when the stack cannot serve the target, with the reason the recipe records."""
+        for refusal in self.refuse:
+            if target.sm in refusal.sm:
+                raise RecipeError(f"{self.name} {self.version} cannot serve SM {target.sm}", where="--sm",
+                                  why=refusal.reason, fix=self._alternatives())  # fmt: skip
+        if target.sm not in self.sm:
+            raise RecipeError(f"{self.name} {self.version} is not offered for SM {target.sm}", where="--sm",
+                              fix=self._alternatives())  # fmt: skip
+        if target.python not in self.pythons:
+            raise RecipeError(f"{self.name} {self.version} is not offered for Python {target.python}", where="--python",
+                              fix=f"Offered: {', '.join(self.pythons)}.")  # fmt: skip
+        if target.machine not in self.machines:
+            raise RecipeError(f"{self.name} {self.version} is not offered for {target.machine}", where="--isa",
+                              fix=f"Offered machines: {', '.join(self.machines)}.")  # fmt: skip
+
+    def _alternatives(self) -> str:
+        return f"Choose one of the served architectures: {', '.join(map(str, self.sm))}."
+
+
+def parse_recipe(data: Mapping[str, Any], where: str) -> Recipe:
+    """A checked recipe from merged TOML data; RecipeError collects every contradiction found."""
+    if data.get("schema") != SCHEMA:
+        raise RecipeError(f"recipe schema {data.get('schema')!r} is not {SCHEMA}", where=f"{where}: schema",
+                          fix="Use the version of compose that this recipe was written for.")  # fmt: skip
+    recipe = convert(data, Recipe, where)
+    RecipeError.collect([RecipeError(what, where=f"{where}: {path}") for path, what in _contradictions(recipe)])
+    return recipe
+
+
+def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """(dotted path, fault) of every value that has the right type and cannot be meant."""
+    for key in ("name", "version"):
+        if not _PLAIN.fullmatch(getattr(recipe, key)):
+            yield key, "must be letters, digits, '.', '_', '+' or '-', and start with a letter or digit"
+    for key, values in (("pythons", recipe.pythons), ("sm", recipe.sm), ("machines", recipe.machines)):
+        if not values or len(set(values)) != len(values):
+            yield key, "must hold at least one value, and none twice"
+    for index, python in enumerate(recipe.pythons):
+        if not re.fullmatch(r"3\.1[0-9]", python):
+            yield f"pythons[{index}]", f"{python!r} is not a Python minor version such as '3.12'"
+    if recipe.as_of.tzinfo is None:
+        yield "as-of", "must carry a time zone, such as 2026-03-10T00:00:00Z"
+    yield from _component_faults(recipe)
+    yield from _requires_faults(recipe)
+    yield from _source_faults(recipe)
+    for index, refusal in enumerate(recipe.refuse):
+        if both := set(refusal.sm) & set(recipe.sm):
+            yield f"refuse[{index}].sm", f"{sorted(both)} is also listed as served"
+
+
+def _component_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    names = [one.name for one in recipe.component]
+    for index, one in enumerate(recipe.component):
+        path = f"component[{index}]"
+        if not is_normalized_name(one.name):
+            yield f"{path}.name", f"{one.name!r} is not a normalised name; write {canonicalize_name(one.name)!r}"
+        if one.name in names[:index]:
+            yield f"{path}.name", f"{one.name!r} is listed twice"
+        if one.version is not None and not _is_version(one.version):
+            yield f"{path}.version", f"{one.version!r} is not a version (PEP 440)"
+        if one.untouched and (one.patches or one.prune):
+            yield f"{path}.untouched", "contradicts the patches and prunes of the same component"
+        if one.sm and not one.reason:
+            yield f"{path}.reason", "must say why the distribution is limited to some SMs"
+        for where, text in _paths_of(one):
+            if not _is_inside(text):
+                yield f"{path}.{where}", f"{text!r} must be a relative path without '..'"
+
+
+def _paths_of(one: Component) -> Iterator[tuple[str, str]]:
+    """(key, path) of everything in a component that becomes a path."""
+    for number, name in enumerate(one.patches):
+        yield f"patches[{number}]", name
+    for number, rule in enumerate(one.prune):
+        for text in rule.paths:
+            yield f"prune[{number}].paths", text
+    for number, link in enumerate(one.links):
+        yield f"links[{number}].path", link.path
+        yield f"links[{number}].to", link.to
+
+
+def _requires_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    for index, edit in enumerate(recipe.requires):
+        if not is_normalized_name(edit.name):
+            yield f"requires[{index}].name", f"{edit.name!r} is not normalised; write {canonicalize_name(edit.name)!r}"
+        if edit.to is None:
+            continue
+        try:
+            if canonicalize_name(Requirement(edit.to).name) != edit.name:
+                yield f"requires[{index}].to", f"requires another distribution than {edit.name!r}"
+        except InvalidRequirement as fault:
+            yield f"requires[{index}].to", f"{edit.to!r} is not a requirement (PEP 508): {fault}"
+
+
+def _source_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    for index, one in enumerate(recipe.component):
+        path = f"component[{index}]"
+        if one.url is None:
+            if one.index != "pypi" and one.index not in recipe.indexes:
+                yield f"{path}.index", f"{one.index!r} is not listed under [indexes]"
+            if one.sha256 is not None:
+                yield f"{path}.sha256", "is only meant beside a url"
+            continue
+        yield from _url_faults(f"{path}.url", one.url)
+        if not one.sha256 or not _SHA256.fullmatch(one.sha256):
+            yield f"{path}.sha256", "must be the 64 hex digits of what the url serves"
+        if one.version is None:
+            yield f"{path}.version", "must be given beside a url"
+    archives: list[tuple[str, Archive | Release]] = [
+        *((f"interpreter[{index}]", one) for index, one in enumerate(recipe.interpreter)),
+        *((f"native[{index}].release", one.release) for index, one in enumerate(recipe.native) if one.release),
+    ]
+    for path, archive in archives:
+        yield from _url_faults(f"{path}.url", archive.url)
+        if not _SHA256.fullmatch(archive.sha256):
+            yield f"{path}.sha256", "must be 64 hex digits"
+    for name, url in recipe.indexes.items():
+        yield from _url_faults(f"indexes.{name}", url)
+
+
+def _url_faults(path: str, url: str) -> Iterator[tuple[str, str]]:
+    if not re.fullmatch(r"https://[^\s'\"`$;@]+", url):
+        yield path, f"{url!r} is not a plain https URL"
+
+
+def _is_version(text: str) -> bool:
+    try:
+        Version(text)
+    except InvalidVersion:
+        return False
+    return True
+
+
+def _is_inside(path: str) -> bool:
+    return bool(path) and not path.startswith(("/", "-")) and ".." not in path.split("/") and "\\" not in path

@@ -1,0 +1,281 @@
+"""The whole job: recipe and target in, bundle out. Every step is cached, so a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import composer
+from composer._fs import host_errors
+from composer.errors import HostError
+from composer.events import Event, Listener
+from composer.model.layer import Layer
+from composer.model.lock import LockedPackage
+from composer.model.manifest import Check, Manifest, fingerprint_of
+from composer.model.plan import LeftOut, PlannedLayer, Summary, WheelPlan
+from composer.steps.base import InterpreterFacts, compiler, interpreter_layer, own_layer
+from composer.steps.edit import Tools, write_wheel
+from composer.steps.fetch import Fetched, FetchEvent, artifact_path, fetch
+from composer.steps.layer import LayerWriter, find_layer, stored_layer
+from composer.steps.outline import Outline
+from composer.steps.own import debian_mirrors, own_files, releases
+from composer.steps.pack import Ready, is_packed, pack, read_checksum
+from composer.steps.plan import Options, Plan, draft_wheels, kept_files, plan_wheels, summary_edits, wheel_key
+from composer.steps.survey import Wanted, WheelFile, read_objects, survey_wheels
+from composer.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to work, which does not change the result. jobs: threads. wheelhouses: folders to take wheels from first."""
+
+    jobs: int
+    offline: bool = False
+    wheelhouses: Sequence[Path] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A plan with everything it needs at hand.
+
+    keys: of all layers, in the order of the bundle: the interpreter, the wheels, the largest first, so that packing can
+    follow composing, and the bundle's own files. sizes: bytes of each wheel's files, by key.
+    """
+
+    outline: Outline
+    options: Options
+    fetched: Fetched
+    interpreter: InterpreterFacts
+    plan: Plan
+    wheels: Mapping[str, WheelPlan]
+    keys: tuple[str, ...]
+    sizes: Mapping[str, int]
+    left_out: tuple[LeftOut, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A finished bundle. digest: its sha256. up_to_date: nothing had to be done."""
+
+    path: Path
+    digest: str
+    manifest: Manifest
+    up_to_date: bool
+
+
+def sources(outline: Outline) -> list[LockedPackage]:
+    """Everything that a build reads: distributions, tools, source releases, the interpreter's archive."""
+    tools = [one for one in outline.lock.packages if outline.recipe.component_of(one.name).tool]
+    archive = outline.interpreter.archive
+    return [*outline.packages, *tools, *releases(outline.recipe), *([archive] if archive else [])]
+
+
+def fetch_all(outline: Outline, store: Store, settings: Settings, listener: Listener) -> Fetched:
+    """All sources, in the store. What is optional may be missing."""
+    return fetch(
+        sources(outline), into=store.root, wheelhouse=settings.wheelhouses, indexes=outline.recipe.indexes,
+        alternatives=debian_mirrors(outline.recipe),
+        offline=settings.offline, progress=functools.partial(_tell_fetch, listener),
+    )  # fmt: skip
+
+
+def at_hand(outline: Outline, store: Store, settings: Settings) -> bool:
+    """Whether a build would have to download nothing that it cannot do without."""
+    return all(
+        any(place.is_file() for place in (artifact_path(store.root, artifact),
+                                          *(folder / artifact.filename for folder in settings.wheelhouses)))
+        for package in sources(outline) if not package.optional for artifact in package.artifacts
+    )  # fmt: skip
+
+
+def _tell_fetch(listener: Listener, event: FetchEvent) -> None:
+    finished = event.state in ("present", "done", "missing")
+    note = "not reachable, left out" if event.state == "missing" else ""
+    listener(Event(step="fetch", subject=event.filename, done=event.done, total=event.size, finished=finished,
+                   note=note))  # fmt: skip
+
+
+def prepare(outline: Outline, store: Store, settings: Settings, options: Options, listener: Listener) -> Prepared:
+    """Fetch, survey and plan. Writes to the store only; the two layers that no wheel brings are made on the way."""
+    fetched = fetch_all(outline, store, settings, listener)
+    missing = {one.package: one.reason for one in fetched.missing}
+    packages = tuple(one for one in outline.packages if one.name not in missing)
+    outline = _without(outline, packages)
+    interpreter = interpreter_layer(store, outline.interpreter, options)
+    wheels = {one.name: _wheel_file(fetched, one) for one in packages}
+    surveys = survey_wheels(store, wheels, outline.target.python, jobs=settings.jobs, listener=listener)
+    drafts = draft_wheels(outline, surveys, options, interpreter.version if options.bytecode else None)
+    wanted = {
+        draft.name: Wanted(wheel=wheels[draft.name], stays=draft.untouched is not None,
+                           files=[file for file in kept_files(draft, surveys[draft.name]) if file.is_elf])
+        for draft in drafts
+    }  # fmt: skip
+    objects = read_objects(store, wanted, options.level, jobs=settings.jobs, listener=listener)
+    own_key, own = own_layer(store, own_files(outline, fetched, store), options)
+    sizes = {name: sum(file.member.size for file in survey.files) for name, survey in surveys.items()}
+    plan = plan_wheels(outline, drafts, surveys, objects, [*interpreter.files, *own])
+    keyed = {
+        wheel_key(wheel): wheel for wheel in sorted(plan.wheels, key=lambda wheel: (-sizes[wheel.name], wheel.name))
+    }
+    left_out = tuple(
+        LeftOut(name=name, version=outline.lock.pins[name], reason=f"optional, and not to be had: {first_line(why)}")
+        for name, why in missing.items()
+    )  # fmt: skip
+    return Prepared(
+        outline=outline, options=options, fetched=fetched, interpreter=interpreter, plan=plan, wheels=keyed,
+        keys=(interpreter.key, *keyed, own_key),
+        sizes={key: sizes[wheel.name] for key, wheel in keyed.items()}, left_out=(*outline.left_out, *left_out),
+        warnings=(*outline.warnings, *interpreter.warnings, *_plan_warnings(plan)),
+    )  # fmt: skip
+
+
+def _wheel_file(fetched: Fetched, package: LockedPackage) -> WheelFile:
+    (artifact,) = package.artifacts
+    return WheelFile(path=fetched.paths[artifact.sha256], sha256=artifact.sha256)
+
+
+def first_line(text: str) -> str:
+    """The first line of an error's text."""
+    return text.partition("\n")[0]
+
+
+def _without(outline: Outline, packages: tuple[LockedPackage, ...]) -> Outline:
+    return replace(outline, packages=packages)
+
+
+def _plan_warnings(plan: Plan) -> list[str]:
+    return [f"{one.subject}: {one.evidence}" for one in plan.findings if one.severity == "warning"]
+
+
+def summarise(prepared: Prepared, store: Store, output: Path) -> Summary:
+    """The plan as a person, or a program, reads it."""
+    outline = prepared.outline
+    sizes = {one.name: one.artifacts[0].size or 0 for one in outline.packages}
+    layers = [
+        PlannedLayer(name=wheel.name, version=wheel.version, key=key, size=sizes[wheel.name],
+                     cached=find_layer(store, key) is not None, edits=list(summary_edits(wheel)))
+        for key, wheel in prepared.wheels.items()
+    ]  # fmt: skip
+    fingerprint = _fingerprint(prepared, store)
+    return Summary(
+        name=outline.name, recipe=f"{outline.recipe.name} {outline.recipe.version}", lock=outline.lock.filename,
+        target=target_facts(outline), interpreter=outline.interpreter.label, torch=outline.torch, layers=layers,
+        left_out=prepared.left_out, warnings=prepared.warnings, fingerprint=fingerprint, output=str(output),
+        up_to_date=bool(fingerprint) and is_packed(output, fingerprint),
+    )  # fmt: skip
+
+
+def _fingerprint(prepared: Prepared, store: Store) -> str:
+    """The fingerprint, when every layer is at hand; empty otherwise."""
+    layers = [find_layer(store, key) for key in prepared.keys]
+    return fingerprint_of([layer for layer in layers if layer]) if all(layers) else ""
+
+
+def target_facts(outline: Outline) -> dict[str, str]:
+    """The target as plain text."""
+    target = outline.target
+    return {"sm": str(target.sm), "isa": target.isa, "cuda": target.cuda, "python": target.python,
+            "machine": target.machine}  # fmt: skip
+
+
+def build(prepared: Prepared, store: Store, settings: Settings, output: Path, listener: Listener) -> Built:
+    """Make the missing layers and join all into `output` (and `output`.sha256) as they become ready."""
+    _check_output(output)
+    with store.lock(f"output-{prepared.outline.name}"):
+        known = {key: find_layer(store, key) for key in prepared.keys}
+        layers = [layer for layer in known.values() if layer]
+        if len(layers) == len(known) and is_packed(output, fingerprint_of(layers)):
+            return Built(path=output, digest=read_checksum(output), manifest=_manifest(prepared, layers),
+                         up_to_date=True)  # fmt: skip
+        with contextlib.closing(_ready_layers(prepared, known, store, settings, listener)) as ready:
+            digest, manifest = pack(store, ready, functools.partial(_manifest, prepared), output,
+                                    mtime=prepared.options.mtime, listener=listener)  # fmt: skip
+    return Built(path=output, digest=digest, manifest=manifest, up_to_date=False)
+
+
+def _check_output(output: Path) -> None:
+    """Fail before hours of work, not after."""
+    with host_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    if output.is_dir():
+        raise HostError("is a folder", where=str(output), fix="Give the path of a file, or another --output folder.")
+
+
+def _ready_layers(prepared: Prepared, known: Mapping[str, Layer | None], store: Store, settings: Settings,
+                  listener: Listener) -> Generator[Ready, None, None]:  # fmt: skip
+    """Every layer in the bundle's order, made by worker threads where the store does not have it.
+
+    The first fault stops the rest, and so does closing the generator.
+    """
+    missing = [key for key in prepared.wheels if known[key] is None]
+    stop = threading.Event()
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(settings.jobs))
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        stack.callback(stop.set)
+        jobs: dict[str, Future[Layer]] = {}
+        if missing:
+            python = stack.enter_context(compiler(store, prepared.outline.interpreter))
+            tools = Tools(python=python, patches=_patches(prepared, missing))
+            jobs = {key: pool.submit(_make, prepared, key, tools, store, stop, listener) for key in missing}
+        for key in prepared.keys:
+            layer = jobs[key].result() if key in jobs else known[key]
+            assert layer is not None  # the two that no wheel brings are made while preparing
+            yield Ready(key=key, layer=layer, fresh=key in jobs)
+
+
+def _patches(prepared: Prepared, keys: Sequence[str]) -> dict[str, bytes]:
+    folder = prepared.outline.loaded.patches
+    names = {patch.name for key in keys for patch in prepared.wheels[key].patches}
+    with host_errors(folder):
+        return {name: (folder / name).read_bytes() for name in sorted(names)}
+
+
+class _StoppedError(Exception):
+    """Another layer failed, or the user interrupted."""
+
+
+def _make(prepared: Prepared, key: str, tools: Tools, store: Store, stop: threading.Event,
+          listener: Listener) -> Layer:  # fmt: skip
+    plan = prepared.wheels[key]
+    path = prepared.fetched.paths[plan.artifact]
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        if stop.is_set():
+            raise _StoppedError
+        done += count
+        listener(Event(step="layer", subject=plan.name, done=done, total=prepared.sizes[key]))
+
+    with store.scratch() as scratch:
+
+        def fill(writer: LayerWriter) -> Layer:
+            return write_wheel(writer, plan, path, tools, scratch)
+
+        layer = stored_layer(store, key, fill, level=plan.level, mtime=plan.mtime, progress=progress)
+    listener(Event(step="layer", subject=plan.name, finished=True))
+    return layer
+
+
+def _manifest(prepared: Prepared, layers: list[Layer]) -> Manifest:
+    outline = prepared.outline
+    recipe = outline.recipe
+    names = {one.name for one in outline.packages}
+    checks = [
+        Check(module=module, needs_driver=component.needs_driver)
+        for component in recipe.component if component.name in names for module in component.imports
+    ]  # fmt: skip
+    return Manifest(
+        name=outline.name, fingerprint=fingerprint_of(layers), composer=composer.__version__,
+        recipe={"name": recipe.name, "version": recipe.version, "sha256": outline.loaded.digest},
+        lock=outline.lock.recipe, target=target_facts(outline), python=prepared.interpreter.version,
+        interpreter=outline.interpreter.label, torch=outline.torch, serve=recipe.serve, floors=prepared.plan.floors,
+        checks=checks, left_out=prepared.left_out, warnings=prepared.warnings, layers=layers,
+    )  # fmt: skip

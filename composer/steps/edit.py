@@ -1,0 +1,287 @@
+"""One wheel becomes one layer: its files stream through the edits of its plan, in a fixed order.
+
+Order of members: by path, with the `.dist-info` folder last and RECORD at the very end, because RECORD lists the
+digests of everything before it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from composer._fs import host_errors
+from composer.errors import RecipeError, WheelError
+from composer.formats.elf import is_elf
+from composer.formats.metadata import DropRequirement, Edit, ReplaceRequirement, edit_requires
+from composer.formats.patch import apply_patch
+from composer.formats.record import RecordRow, render_record
+from composer.formats.wheel import Wheel, entry_points, install_path, read_wheel, verified_stream
+from composer.formats.zip import Member, read, stream
+from composer.launchers import rewrite_script, script_launcher
+from composer.model.globs import matches
+from composer.model.layer import Changes, FileChange, Layer, PruneChange, RequiresChange
+from composer.model.plan import RpathEdit, WheelPlan
+from composer.steps.bytecode import compile_sources
+from composer.steps.layer import LayerWriter
+from composer.steps.rpath import apply_rpath
+from composer.steps.survey import mapped
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_SKIPPED = ("RECORD", "RECORD.jws", "RECORD.p7s", "INSTALLER", "REQUESTED", "direct_url.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What edits need beside the wheel: an interpreter of the target's version, and the text of patches by name."""
+
+    python: Path | None
+    patches: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """A file about to be written: its content is at hand, or still a member of the wheel."""
+
+    path: str
+    mode: int = 0o644
+    content: bytes | Member
+    original: str | None = None
+
+
+@dataclass(slots=True)
+class _Ledger:
+    requires: list[RequiresChange] = field(default_factory=list)
+    files: list[FileChange] = field(default_factory=list)
+    pruned: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+
+    def changes(self, untouched: str | None) -> Changes:
+        pruned = [
+            PruneChange(pattern=pattern, reason=reason, files=len(sizes), size=sum(sizes))
+            for (pattern, reason), sizes in self.pruned.items()
+        ]
+        return Changes(requires=self.requires, files=self.files, pruned=pruned, untouched=untouched)
+
+
+def is_bytecode(path: str) -> bool:
+    """Whether a path is compiled code, which is made from the sources that are there and never taken from a wheel."""
+    return "/__pycache__/" in path
+
+
+def write_wheel(writer: LayerWriter, plan: WheelPlan, path: Path, tools: Tools, scratch: Path) -> Layer:
+    """Append the edited distribution of the wheel at `path` to a layer and finish it.
+
+    WheelError when the wheel is unsound, RecipeError when an edit of the recipe does not fit it.
+    """
+    with mapped(path) as view:
+        return _Distribution(view, read_wheel(view, plan.filename), plan, tools, scratch).write(writer)
+
+
+class _Distribution:
+    """The edits of one plan over one open wheel."""
+
+    def __init__(self, view: Buffer, wheel: Wheel, plan: WheelPlan, tools: Tools, scratch: Path) -> None:
+        self._view = view
+        self._wheel = wheel
+        self._plan = plan
+        self._tools = tools
+        self._scratch = scratch
+        self._site = f"lib/python{plan.python}/site-packages/"
+        self._info = f"{self._site}{wheel.dist_info}/"
+        self._rpath = {edit.path: edit for edit in plan.rpath}
+        self._ledger = _Ledger()
+
+    def write(self, writer: LayerWriter) -> Layer:
+        files = self._files()
+        if lost := self._rpath.keys() - files.keys():
+            raise AssertionError(f"RPATH edits of files that are not there: {sorted(lost)}")
+        for path in sorted(files, key=lambda path: (path.startswith(self._info), path)):
+            self._write_file(writer, files[path])
+        for link in self._plan.links:
+            self._write_link(writer, files, link.path, link.to)
+        rows = {self._in_record(entry.path): RecordRow(sha256=bytes.fromhex(entry.sha256), size=entry.size)
+                for entry in writer.entries if entry.target is None}  # fmt: skip
+        record = f"{self._wheel.dist_info}/RECORD"
+        writer.data(self._site + record, render_record({**rows, record: RecordRow()}))
+        return writer.finish(
+            name=self._plan.name, version=self._plan.version, artifact=self._plan.artifact,
+            changes=self._ledger.changes(self._plan.untouched),
+        )  # fmt: skip
+
+    def _files(self) -> dict[str, _File]:
+        """Every file of the distribution by its path below the prefix, after all edits but those of RPATH."""
+        files = {file.path: file for file in self._members()}
+        for file in (*self._patched(files), *self._metadata(), *self._scripts()):
+            files[file.path] = file
+        self._check_pth(files)
+        for path, code in self._bytecode(files):
+            files[path] = _File(path=path, content=code)
+        return files
+
+    def _members(self) -> Iterator[_File]:
+        skipped = {f"{self._wheel.dist_info}/{name}" for name in _SKIPPED}
+        for member in self._wheel.members.values():
+            if member.path in skipped:
+                continue
+            path = install_path(self._wheel, member.path, self._plan.python)
+            if is_bytecode(path) or self._pruned(path, member.size):
+                continue
+            if path.startswith("bin/"):
+                yield self._script(path, member)
+            else:
+                yield _File(path=path, mode=member.mode, content=member)
+
+    def _pruned(self, path: str, size: int) -> bool:
+        name = path.removeprefix(self._site)
+        for rule in self._plan.prune:
+            for pattern in rule.paths:
+                if matches(name, pattern):
+                    self._ledger.pruned.setdefault((pattern, rule.reason), []).append(size)
+                    return True
+        return False
+
+    def _script(self, path: str, member: Member) -> _File:
+        """A program of the wheel's `.data/scripts`: its first line must not name an interpreter of another machine."""
+        content = self._read(member)
+        data = content if is_elf(content) else rewrite_script(content)
+        if data == content:
+            return _File(path=path, mode=0o755, content=member)
+        return _File(path=path, mode=0o755, content=data, original=self._digest_of(member))
+
+    def _patched(self, files: Mapping[str, _File]) -> Iterator[_File]:
+        done: dict[str, bytes] = {}
+
+        def text(name: str) -> bytes:
+            if name in done:
+                return done[name]
+            file = files.get(self._site + name)
+            if file is None:
+                raise RecipeError("patch names a file that the wheel does not hold", where=f"{self._plan.name}: {name}")
+            return self._bytes(file)
+
+        for patch in self._plan.patches:
+            for name, data in apply_patch(self._tools.patches[patch.name], text).items():
+                done[name] = data
+                self._note("patch", self._site + name, patch.name, patch.why)
+        for name, data in done.items():
+            file = files[self._site + name]
+            original = self._digest_of(file.content) if isinstance(file.content, Member) else None
+            yield _File(path=file.path, mode=file.mode, content=data, original=original)
+
+    def _metadata(self) -> Iterator[_File]:
+        edits: list[Edit] = [
+            ReplaceRequirement(name=one.name, to=one.to, reason=one.reason) if one.to
+            else DropRequirement(name=one.name, reason=one.reason)
+            for one in self._plan.requires
+        ]  # fmt: skip
+        data, applied = edit_requires(self._wheel.metadata, edits)
+        for one in applied:
+            now = one.edit.to if isinstance(one.edit, ReplaceRequirement) else None
+            for was in one.matched:
+                self._ledger.requires.append(RequiresChange(was=was, now=now, reason=one.edit.reason))
+        if data != self._wheel.metadata:
+            original = hashlib.sha256(self._wheel.metadata).hexdigest()
+            yield _File(path=f"{self._info}METADATA", content=data, original=original)
+        yield _File(path=f"{self._info}INSTALLER", content=b"wheel-composer\n")
+
+    def _scripts(self) -> Iterator[_File]:
+        for one in entry_points(self._wheel):
+            if one.group in ("console_scripts", "gui_scripts"):
+                launcher = script_launcher(one.module, one.attribute)
+                yield _File(path=f"bin/{one.name}", mode=0o755, content=launcher)
+
+    def _check_pth(self, files: Mapping[str, _File]) -> None:
+        """A `.pth` file runs at every start, so the recipe must name its very bytes."""
+        allowed = {rule.file: rule.sha256 for rule in self._plan.pth}
+        for member_path in self._wheel.pth_files:
+            path = install_path(self._wheel, member_path, self._plan.python)
+            if path not in files:
+                continue
+            name, digest = path.removeprefix(self._site), self._digest_of(self._wheel.members[member_path])
+            if allowed.get(name) != digest:
+                raise RecipeError("a .pth file that the recipe does not allow", where=f"{self._plan.name}: {name}",
+                                  why="it is executed at every start of the interpreter",
+                                  fix=f"Read it, then prune it or list it under pth with sha256 {digest}.")  # fmt: skip
+
+    def _bytecode(self, files: Mapping[str, _File]) -> Iterator[tuple[str, bytes]]:
+        if self._plan.bytecode is None or self._tools.python is None:
+            return
+        sources = {
+            file.path: self._bytes(file)
+            for file in files.values()
+            if file.path.startswith("lib/") and file.path.endswith(".py")
+        }
+        tag = f"cpython-{self._plan.python.replace('.', '')}"
+        yield from compile_sources(self._tools.python, sources, tag).items()
+
+    def _write_file(self, writer: LayerWriter, file: _File) -> None:
+        edit = self._rpath.get(file.path)
+        if isinstance(file.content, bytes):
+            assert edit is None, f"{file.path}: edited as text and as an object"
+            writer.data(file.path, file.content, mode=file.mode, original=file.original)
+        elif edit:
+            with tempfile.NamedTemporaryFile(dir=self._scratch) as copy:
+                self._write_rpath(writer, file, file.content, edit, Path(copy.name))
+        else:
+            self._write_member(writer, file, file.content)
+
+    def _write_member(self, writer: LayerWriter, file: _File, member: Member) -> None:
+        """As upstream shipped it; the writer's own digest is compared with RECORD's, so it is hashed once."""
+        row = self._wheel.record[member.path]
+        content: Iterable[Buffer]
+        if row.sha256:
+            content = stream(self._view, member, where=self._where(member))
+        else:
+            content = verified_stream(self._view, self._wheel, member)
+        expected = row.sha256.hex() if row.sha256 else None
+        writer.file(file.path, content, size=member.size, mode=file.mode, expected=expected)
+
+    def _write_rpath(self, writer: LayerWriter, file: _File, member: Member, edit: RpathEdit, copy: Path) -> None:
+        """Inflate to scratch, let patchelf work there, and stream what it made."""
+        with host_errors(copy), copy.open("wb") as out:
+            for piece in verified_stream(self._view, self._wheel, member):
+                out.write(piece)
+        apply_rpath(copy, edit)
+        self._note("rpath", file.path, ":".join(edit.rpath), "; ".join(edit.why))
+        with host_errors(copy), copy.open("rb") as handle:
+            size = handle.seek(0, 2)
+            handle.seek(0)
+            pieces = iter(functools.partial(handle.read, 1 << 20), b"")
+            writer.file(file.path, pieces, size=size, mode=file.mode, original=self._digest_of(member))
+
+    def _write_link(self, writer: LayerWriter, files: Mapping[str, _File], path: str, to: str) -> None:
+        if self._site + to not in files or self._site + path in files:
+            raise RecipeError(f"cannot link {path!r} to {to!r}", where=f"{self._plan.name}: links",
+                              why="the target must be a file of the wheel, and the name must be free")  # fmt: skip
+        up = "../" * path.count("/")
+        writer.link(self._site + path, up + to)
+
+    def _bytes(self, file: _File) -> bytes:
+        return self._read(file.content) if isinstance(file.content, Member) else file.content
+
+    def _read(self, member: Member) -> bytes:
+        data = read(self._view, member, where=self._where(member))
+        row = self._wheel.record[member.path]
+        if row.sha256 and hashlib.sha256(data).digest() != row.sha256:
+            raise WheelError("content does not have the digest in RECORD", where=self._where(member))
+        return data
+
+    def _digest_of(self, member: Member) -> str:
+        row = self._wheel.record[member.path]
+        return row.sha256.hex() if row.sha256 else hashlib.sha256(self._read(member)).hexdigest()
+
+    def _in_record(self, path: str) -> str:
+        """RECORD's paths are relative to site-packages (PEP 376)."""
+        return path.removeprefix(self._site) if path.startswith(self._site) else f"../../../{path}"
+
+    def _where(self, member: Member) -> str:
+        return f"{self._plan.filename}: {member.path}"
+
+    def _note(self, kind: str, path: str, detail: str, reason: str) -> None:
+        self._ledger.files.append(FileChange(kind=kind, path=path, detail=detail, reason=reason))

@@ -1,0 +1,174 @@
+"""The first half of planning: what a build is made from, decided without opening a wheel.
+
+Target, interpreter, lock, the distributions that this target needs, and what PyTorch will be.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from composer.errors import BuildError, HostError
+from composer.interpreter import ArchiveProvider, PathProvider, find_pythons
+from composer.interpreter.find import inspect_python
+from composer.model.lock import Artifact, Lock, LockedPackage
+from composer.model.plan import LeftOut
+from composer.model.recipe import Archive, Recipe
+from composer.model.target import Target, parse_isa, parse_sm
+from composer.steps.fetch import artifact_path, is_reachable
+from composer.steps.load import LoadedRecipe, load_recipe, load_targets
+from composer.steps.locks import LockOptions, ensure_lock
+from composer.store import Store
+
+Torch = Literal["auto", "wheel", "source"]
+
+_ABOUT_TORCH = {
+    "wheel": "official wheel, all GPU architectures; CPU instruction set chosen at run time",
+    "auto": "official wheel (no source build of PyTorch is offered yet), all GPU architectures; "
+    "CPU instruction set chosen at run time",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the user asked for, as spelled on the command line.
+
+    python: a minor version, the path of an interpreter, or None for the recipe's preference.
+    """
+
+    recipe: str
+    sm: str
+    isa: str
+    python: str | None = None
+    torch: Torch = "auto"
+    lock: LockOptions = field(default_factory=LockOptions)
+    wheelhouses: Sequence[Path] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interpreter:
+    """The chosen source of CPython. archive: what must be fetched before an ArchiveProvider can read it."""
+
+    minor: str
+    label: str
+    provider: PathProvider | ArchiveProvider
+    archive: LockedPackage | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """Everything decided before a wheel is opened."""
+
+    loaded: LoadedRecipe
+    target: Target
+    interpreter: Interpreter
+    lock: Lock
+    packages: tuple[LockedPackage, ...]
+    left_out: tuple[LeftOut, ...]
+    warnings: tuple[str, ...]
+    torch: str
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe."""
+        return self.loaded.recipe
+
+    @property
+    def name(self) -> str:
+        """The bundle's name."""
+        return self.recipe.bundle_name(self.target)
+
+
+def outline(request: Request, store: Store) -> Outline:
+    """Decide. RecipeError, LockError or HostError when the request cannot be met."""
+    loaded = load_recipe(request.recipe)
+    targets = load_targets()
+    sm, isa = parse_sm(request.sm, targets), parse_isa(request.isa, targets)
+    machine = targets.isa[isa].machine
+    # The SM and ISA are checked before an interpreter is looked for: a refused target must not cost a search.
+    draft = Target(sm=sm, isa=isa, cuda=loaded.recipe.cuda, python=loaded.recipe.pythons[0], machine=machine)
+    loaded.recipe.check_target(draft)
+    if request.torch == "source":
+        raise BuildError("PyTorch cannot be built from source by this version", where="--torch",
+                         fix="Use --torch wheel, or --torch auto.")  # fmt: skip
+    interpreter, notes = choose_interpreter(request, loaded.recipe, machine, store)
+    target = Target(sm=sm, isa=isa, cuda=loaded.recipe.cuda, python=interpreter.minor, machine=machine)
+    loaded.recipe.check_target(target)
+    lock = ensure_lock(loaded, target.python, machine, request.lock)
+    packages, left_out = _select(loaded.recipe, lock, sm)
+    return Outline(
+        loaded=loaded, target=target, interpreter=interpreter, lock=lock, packages=packages, left_out=left_out,
+        warnings=notes, torch=_about_torch(lock, request.torch),
+    )  # fmt: skip
+
+
+def _select(recipe: Recipe, lock: Lock, sm: int) -> tuple[tuple[LockedPackage, ...], tuple[LeftOut, ...]]:
+    composed = tuple(one for one in lock.packages if recipe.composed(one.name, sm))
+    left_out = tuple(
+        LeftOut(name=one.name, version=one.version, reason=recipe.component_of(one.name).reason or "")
+        for one in lock.packages if one not in composed and not recipe.component_of(one.name).tool
+    )  # fmt: skip
+    return composed, left_out
+
+
+def _about_torch(lock: Lock, mode: Torch) -> str:
+    version = lock.pins.get("torch")
+    return f"PyTorch {version}: {_ABOUT_TORCH[mode]}" if version else "the stack holds no PyTorch"
+
+
+def choose_interpreter(request: Request, recipe: Recipe, machine: str,
+                       store: Store) -> tuple[Interpreter, tuple[str, ...]]:  # fmt: skip
+    """The interpreter for a bundle, and what the plan should say about the choice.
+
+    Of the recipe's minor versions, in order: an archive at hand or reachable, which runs on the oldest hosts; then
+    what is installed on this machine.
+    """
+    if request.python and "/" in request.python:
+        found = inspect_python(Path(request.python))
+        return _installed(found.minor, Path(request.python), found.version, "--python"), ()
+    minors = (request.python,) if request.python else recipe.pythons
+    installed = find_pythons(minors) if machine == platform.machine() else ()
+    unreachable = []
+    for minor in minors:
+        for archive in recipe.interpreter:
+            if (archive.python, archive.machine) != (minor, machine):
+                continue
+            if _is_at_hand(archive, request, store):
+                return _archived(archive, store), ()
+            unreachable.append(minor)
+        for one in installed:
+            if one.minor == minor:
+                note = f"CPython {minor} is this machine's {one.path}, because the archive of the recipe is not at hand"
+                return _installed(minor, one.path, one.version, one.origin), (note,) if unreachable else ()
+    raise HostError(
+        f"no CPython {' or '.join(minors)} for {machine}", where="interpreter",
+        why="neither the recipe's python-build-standalone archive nor an installed one can be had here",
+        fix="Give --python PATH, or put the archive into a --wheelhouse folder.",
+    )  # fmt: skip
+
+
+def archive_package(archive: Archive) -> LockedPackage:
+    """An interpreter's archive as something to fetch."""
+    filename = archive.url.rsplit("/", 1)[-1]
+    artifact = Artifact(filename=filename, size=archive.size or 0, sha256=archive.sha256, url=archive.url)
+    return LockedPackage(name="cpython", version=archive.python, index="url", artifacts=(artifact,))
+
+
+def _is_at_hand(archive: Archive, request: Request, store: Store) -> bool:
+    (artifact,) = archive_package(archive).artifacts
+    places = [artifact_path(store.root, artifact), *(folder / artifact.filename for folder in request.wheelhouses)]
+    return any(place.is_file() for place in places) or (not request.lock.offline and is_reachable(archive.url))
+
+
+def _installed(minor: str, path: Path, version: str, origin: str) -> Interpreter:
+    return Interpreter(minor=minor, label=f"CPython {version} ({origin})", provider=PathProvider(python=path))
+
+
+def _archived(archive: Archive, store: Store) -> Interpreter:
+    package = archive_package(archive)
+    path = artifact_path(store.root, package.artifacts[0])
+    return Interpreter(minor=archive.python, label=f"{path.name} (python-build-standalone)",
+                       provider=ArchiveProvider(archive=path), archive=package)  # fmt: skip

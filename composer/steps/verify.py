@@ -1,0 +1,204 @@
+"""Check a bundle, packed or unpacked, against its own manifest; offline and read-only.
+
+Content: every file the manifest lists, with its digest, and no other. Closure: every library a file needs is in the
+tree or on the host's short list. Imports: every module that the recipe names, in a child process without a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+from composer._fs import host_errors
+from composer.errors import HostError, VerifyError
+from composer.events import Event, Listener
+from composer.formats.elf import Elf, is_elf, read_elf
+from composer.formats.loader import Tree
+from composer.model.finding import Finding
+from composer.model.layer import Entry
+from composer.model.manifest import FINGERPRINT_PATH, MANIFEST_PATH, Manifest, fingerprint_of, parse_manifest
+from composer.proofs.closure import check_bundle
+from composer.proofs.imports import check_imports
+from composer.steps.bundle import Bundle, open_bundle
+from composer.steps.pack import checksum_path
+from composer.steps.survey import mapped
+from composer.steps.unpack import copy_hashed, unpack_into
+from composer.store import Store
+
+_CHUNK = 8 << 20
+
+
+def verify(path: Path, store: Store, *, imports: bool, jobs: int,
+           listener: Listener) -> tuple[Manifest, tuple[Finding, ...]]:  # fmt: skip
+    """The manifest and everything found wrong or worth noting. VerifyError when there is no manifest to check against.
+
+    imports: also import modules, which needs room to unpack a packed bundle (HostError when there is none).
+    """
+    if path.is_dir():
+        manifest = _manifest_of(path)
+        findings = [*_fingerprint(manifest), *_tree_content(path, manifest, jobs, listener)]
+        return manifest, (*findings, *_unpacked(path, manifest, imports=imports))
+    bundle = open_bundle(path)
+    findings = [*_fingerprint(bundle.manifest), *_checksum(path)]
+    if not imports:
+        objects, faults = _packed_content(bundle, jobs, listener)
+        return bundle.manifest, (*findings, *faults, *_closure(bundle.manifest, objects))
+    with store.scratch() as folder:
+        _check_room(folder, sum(layer.size for layer in bundle.manifest.layers))
+        unpack_into(bundle, folder, jobs=jobs, listener=listener)
+        return bundle.manifest, (*findings, *_unpacked(folder, bundle.manifest, imports=True))
+
+
+def _manifest_of(prefix: Path) -> Manifest:
+    try:
+        data = (prefix / MANIFEST_PATH).read_bytes()
+    except OSError as fault:
+        raise VerifyError("is not an unpacked bundle", where=str(prefix), why=f"{MANIFEST_PATH}: {fault.strerror}",
+                          fix="Give a bundle file, or the folder one was unpacked into.") from fault  # fmt: skip
+    return parse_manifest(data, str(prefix))
+
+
+def _fingerprint(manifest: Manifest) -> Iterator[Finding]:
+    if fingerprint_of(manifest.layers) != manifest.fingerprint:
+        yield Finding(id="manifest", severity="error", subject=MANIFEST_PATH,
+                      evidence="its fingerprint is not that of its layers", fix="Copy the bundle again.")  # fmt: skip
+
+
+def _checksum(path: Path) -> Iterator[Finding]:
+    """The file against its checksum file, when that lies beside it."""
+    beside = checksum_path(path)
+    if not beside.is_file():
+        yield Finding(id="checksum", severity="note", subject=path.name, evidence=f"no {beside.name} beside it")
+        return
+    expected = beside.read_text("ascii", "replace").split()[:1]
+    digest = hashlib.sha256()
+    with mapped(path) as view, memoryview(view) as whole:
+        for start in range(0, len(whole), _CHUNK):
+            with whole[start : start + _CHUNK] as chunk:
+                digest.update(chunk)
+    if expected != [digest.hexdigest()]:
+        yield Finding(id="checksum", severity="error", subject=path.name,
+                      evidence=f"sha256 is {digest.hexdigest()}, not that of {beside.name}",
+                      fix="Copy the bundle again.")  # fmt: skip
+
+
+def _packed_content(bundle: Bundle, jobs: int, listener: Listener) -> tuple[dict[str, Elf], list[Finding]]:
+    """Objects by path, and faults, of all layers; one inflated object per thread is in memory."""
+
+    def one(index: int) -> tuple[dict[str, Elf], list[Finding]]:
+        objects: dict[str, Elf] = {}
+        faults: list[Finding] = []
+        for entry, content in bundle.entries(index):
+            if content is not None:
+                faults += _check_member(entry, content, objects)
+        listener(Event(step="verify", subject=bundle.manifest.layers[index].name, finished=True))
+        return objects, faults
+
+    sizes = [layer.size for layer in bundle.manifest.layers]
+    order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
+    all_objects: dict[str, Elf] = {}
+    all_faults: list[Finding] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        for objects, faults in pool.map(one, order):
+            all_objects |= objects
+            all_faults += faults
+    return all_objects, all_faults
+
+
+def _check_member(entry: Entry, content: IO[bytes], objects: dict[str, Elf]) -> Iterator[Finding]:
+    head = content.read(64)
+    kept = bytearray(head) if is_elf(head) else None
+    digest = hashlib.sha256(head)
+
+    def sink(chunk: bytes) -> None:
+        digest.update(chunk)
+        if kept is not None:
+            kept.extend(chunk)
+
+    copy_hashed(content, sink)
+    if digest.hexdigest() != entry.sha256:
+        yield _changed(entry, digest.hexdigest())
+    elif kept is not None:
+        objects[entry.path] = read_elf(memoryview(kept), entry.path)
+
+
+def _changed(entry: Entry, digest: str) -> Finding:
+    return Finding(id="content", severity="error", subject=entry.path,
+                   evidence=f"sha256 is {digest}, the manifest says {entry.sha256}",
+                   fix="Unpack the bundle again.")  # fmt: skip
+
+
+def _tree_content(prefix: Path, manifest: Manifest, jobs: int, listener: Listener) -> Iterator[Finding]:
+    entries = manifest.entries()
+    present = set(_walk(prefix)) - {MANIFEST_PATH, FINGERPRINT_PATH}
+    for path in sorted(entries.keys() - present):
+        yield Finding(id="missing", severity="error", subject=path, evidence="listed in the manifest, not in the tree",
+                      fix="Unpack the bundle again.")  # fmt: skip
+    for path in sorted(present - entries.keys()):
+        yield Finding(id="extra", severity="error", subject=path, evidence="in the tree, not listed in the manifest",
+                      fix="Delete it, or unpack the bundle into an empty folder.")  # fmt: skip
+    with ThreadPoolExecutor(jobs) as pool:
+        todo = [entries[path] for path in sorted(entries.keys() & present)]
+        for finding in pool.map(lambda entry: _check_file(prefix, entry), todo):
+            if finding:
+                yield finding
+    listener(Event(step="verify", subject=str(prefix), finished=True))
+
+
+def _walk(prefix: Path) -> Iterator[str]:
+    with host_errors(prefix):
+        for parent, folders, names in os.walk(prefix):
+            links = [name for name in folders if Path(parent, name).is_symlink()]
+            for name in (*names, *links):
+                yield os.path.relpath(os.path.join(parent, name), prefix)  # noqa: PTH118  (30,000 times)
+
+
+def _check_file(prefix: Path, entry: Entry) -> Finding | None:
+    path = prefix / entry.path
+    with host_errors(path):
+        if entry.target is not None or path.is_symlink():
+            found = str(path.readlink()) if path.is_symlink() else "a file"
+            if found != entry.target:
+                return Finding(id="content", severity="error", subject=entry.path,
+                               evidence=f"is {found!r} instead of a link to {entry.target!r}",
+                               fix="Unpack the bundle again.")  # fmt: skip
+            return None
+        with path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    return None if digest == entry.sha256 else _changed(entry, digest)
+
+
+def _unpacked(prefix: Path, manifest: Manifest, *, imports: bool) -> Iterator[Finding]:
+    objects = {}
+    for entry in manifest.entries().values():
+        path = prefix / entry.path
+        if entry.target is None and entry.size >= 64 and path.is_file():
+            with path.open("rb") as handle:
+                head = handle.read(64)
+            if is_elf(head):
+                with mapped(path) as view:
+                    objects[entry.path] = read_elf(view, entry.path)
+    yield from _closure(manifest, objects)
+    if imports:
+        yield from check_imports(prefix, manifest.checks)
+
+
+def _closure(manifest: Manifest, objects: Mapping[str, Elf]) -> tuple[Finding, ...]:
+    entries = manifest.entries()
+    links = {path: entry.target for path, entry in entries.items() if entry.target}
+    files = entries.keys() - objects.keys() - links.keys()
+    tree = Tree(objects=objects, symlinks=links, files=files)
+    return check_bundle(tree, manifest.target["python"])
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise HostError(f"{needed >> 20} MiB are needed to unpack the bundle, {free >> 20} MiB are free",
+                        where=str(folder),
+                        fix="Free some space, set WHEEL_COMPOSER_STORE, or use --no-imports.")  # fmt: skip
