@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -32,23 +34,58 @@ def host_errors(where: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
-    """A writable temporary beside `path` that becomes `path` when the block ends well, and vanishes otherwise."""
+    """A writable temporary beside `path` that becomes `path` when the block ends well, and vanishes otherwise.
+
+    Its writer holds a lock on it, which the kernel drops when the process dies: the next writer of `path` removes what
+    dead ones left.
+    """
     with host_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
+        _sweep(path)
+        handle, temporary = _claim(path)
     try:
         with host_errors(path), os.fdopen(handle, "w+b") as stream:
             yield stream
             stream.flush()
             os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
-        with host_errors(path):
             temporary.replace(path)
+        with host_errors(path):
             sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _claim(path: Path) -> tuple[int, Path]:
+    while True:
+        handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
+        _lock(handle)
+        # Between its creation and its lock, another writer may have taken it for a dead one's.
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)
+
+
+def _sweep(path: Path) -> None:
+    """Remove the temporaries of `path` whose writer is dead."""
+    for left in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
+        with contextlib.suppress(OSError), left.open("rb") as stream:
+            if _lock(stream.fileno()):
+                left.unlink()
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name[:100]}."
+
+
+def _lock(handle: int) -> bool:
+    """Whether an exclusive lock could be had; a file system may offer none."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:

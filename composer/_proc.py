@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from composer.errors import BuildError, ComposerError
+from composer.errors import BuildError, ComposerError, HostError
 
 # What a child needs to find its libraries and a scratch folder, and nothing that changes what it computes.
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
@@ -33,7 +34,7 @@ def run(
     """Run `argv` to its end without a shell and return its standard output.
 
     `env` replaces the environment (default: `clean_environ()`); `timeout` is in seconds. A missing program, a timeout
-    or a non-zero exit is raised as `error` with the tail of standard error as its evidence.
+    or a non-zero exit is raised as `error` with the tail of standard error as its evidence; a full disk as HostError.
     """
     words = [os.fspath(word) for word in argv]
     name = Path(words[0]).name
@@ -50,6 +51,9 @@ def run(
         raise error("cannot be started", where=words[0], why=str(fault), fix=fix) from fault
     if done.returncode:
         tail = done.stderr.decode(errors="replace").strip().splitlines()[-12:]
+        if any(os.strerror(errno.ENOSPC) in line for line in tail):
+            raise HostError(os.strerror(errno.ENOSPC), where=name, why="\n".join(tail),
+                            fix="Free some space, or choose another folder.")  # fmt: skip
         raise error(_ending(done.returncode), where=name, why="\n".join(tail) or " ".join(words), fix=fix)
     return done.stdout
 

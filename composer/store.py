@@ -67,7 +67,7 @@ class Store:
         """The value of an object, or None when it is absent or does not decode."""
         try:
             return msgspec.json.decode(self.path(kind, key, ".json").read_bytes(), type=into)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, UnicodeDecodeError, RecursionError, msgspec.DecodeError):
             return None
 
     def save(self, kind: str, key: str, value: Any) -> None:  # noqa: ANN401
@@ -84,6 +84,8 @@ class Store:
             yield temporary
             with host_errors(final):
                 final.parent.mkdir(parents=True, exist_ok=True)
+                if final.is_dir() and not final.is_symlink():
+                    shutil.rmtree(final)
                 temporary.replace(final)
 
     @contextlib.contextmanager

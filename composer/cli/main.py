@@ -10,8 +10,7 @@ from types import FrameType
 
 import click
 
-from composer.cli.commands import compose
-from composer.errors import ComposerError
+from composer.errors import ComposerError, HostError
 
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -25,6 +24,9 @@ def main() -> None:
     """Run `compose` and leave with the exit code of what happened (see composer.errors)."""
     signal.signal(signal.SIGTERM, _raise_terminated)
     try:
+        # Here, because loading everything takes a moment in which ^C must be answered, too.
+        from composer.cli.commands import compose
+
         compose.main(standalone_mode=False)
     except click.ClickException as fault:
         fault.show()
@@ -39,9 +41,19 @@ def main() -> None:
         click.echo("terminated; the same command goes on from here", err=True)
         sys.exit(_TERMINATED)
     except BrokenPipeError:
-        # Who reads our output went away. Nothing more can be said, also not by the interpreter's own flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Who reads our output went away: nothing more can be said.
+        _silence()
         sys.exit(1)
+    except OSError as fault:
+        # Files are translated where they are used; what is left is our own output.
+        _silence()
+        _show(HostError(fault.strerror or str(fault), where=fault.filename or "standard output"))
+        sys.exit(HostError.exit_code)
+
+
+def _silence() -> None:
+    """Keep the interpreter's own flush at exit from failing again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _raise_terminated(_signal: int, _frame: FrameType | None) -> None:

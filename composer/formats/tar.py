@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator
-from typing import IO, cast
+from typing import IO, Self, cast
 
 from composer.errors import VerifyError
 
@@ -49,13 +49,25 @@ def read_members(stream: IO[bytes], where: str) -> Iterator[tuple[tarfile.TarInf
     supported Python (CVE-2025-4517).
     """
     try:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictInfo) as archive:
             for info in archive:
                 _check_member(info, where)
                 content = archive.extractfile(info) if info.isreg() else None
                 yield info, cast("IO[bytes]", _Content(content, where)) if content else None
     except _FAULTS as fault:
         raise _unreadable(where, fault) from fault
+
+
+class _StrictInfo(tarfile.TarInfo):
+    """A header that must be sound: `tarfile` takes a damaged one after the first member for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """The member of one header block; ReadError for a damaged one."""
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as fault:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(fault)) from fault
 
 
 _FAULTS = (tarfile.TarError, EOFError, ValueError, UnicodeError)
@@ -92,8 +104,8 @@ def _check_member(info: tarfile.TarInfo, where: str) -> None:
     elif info.issym():
         if info.linkname.startswith("/") or not is_inside(f"{info.name}/../{info.linkname}", resolve=True):
             fault = f"link to {info.linkname!r} leaves the prefix"
-    elif not info.isreg():
-        fault = f"member type {info.type!r} is neither a file nor a link"
+    elif not info.isreg() or info.issparse():
+        fault = f"member type {info.type!r} is neither a plain file nor a link"
     elif info.mode & 0o7000:
         fault = f"mode {info.mode:o} has a set-id or sticky bit"
     if fault:

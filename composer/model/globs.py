@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import re
 
+from composer.errors import RecipeError
+
 
 @functools.cache
 def compile_glob(pattern: str) -> re.Pattern[str]:
-    """The pattern as a regular expression for whole POSIX paths."""
+    """The pattern as a regular expression for whole POSIX paths; RecipeError for a set that cannot be meant."""
     out, index = [], 0
     while index < len(pattern):
         rest = pattern[index:]
@@ -18,13 +20,17 @@ def compile_glob(pattern: str) -> re.Pattern[str]:
         elif rest.startswith("**"):
             out.append(".*")
             index += 2
-        elif found := re.match(r"\[!?[^]]+\]", rest):
-            out.append(found[0].replace("[!", "[^"))
+        elif found := re.match(r"\[(!?)([^]]+)\]", rest):
+            members = re.sub(r"([\\\[^&~|])", r"\\\1", found[2])
+            out.append(f"(?!/)[{'^' if found[1] else ''}{members}]")
             index += found.end()
         else:
             out.append({"*": "[^/]*", "?": "[^/]"}.get(rest[0], re.escape(rest[0])))
             index += 1
-    return re.compile("".join(out), re.DOTALL)
+    try:
+        return re.compile("".join(out), re.DOTALL)
+    except re.error as fault:
+        raise RecipeError(f"{pattern!r} is not a glob", why=str(fault)) from fault
 
 
 def matches(path: str, pattern: str) -> bool:

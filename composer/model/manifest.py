@@ -72,7 +72,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     """A manifest from its JSON; VerifyError when it is damaged or of another schema."""
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as fault:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise VerifyError("the manifest is damaged", where=where, why=str(fault),
                           fix="Copy the bundle again and compare its .sha256.") from fault  # fmt: skip
     if manifest.schema != SCHEMA:

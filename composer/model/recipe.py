@@ -14,11 +14,14 @@ from packaging.version import InvalidVersion, Version
 
 from composer.errors import RecipeError
 from composer.model._strict import Record, convert
+from composer.model.globs import compile_glob
 from composer.model.target import Target
 
 SCHEMA = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+#: Variables that change which code every program on the host runs; a recipe may not set them.
+_FORBIDDEN_ENVIRONMENT = re.compile(r"LD_.*|PYTHON.*|PATH|HOME|SHELL|IFS|ENV|BASH_ENV")
 
 
 class RequiresEdit(Record, frozen=True, kw_only=True):
@@ -244,9 +247,6 @@ def parse_recipe(data: Mapping[str, Any], where: str) -> Recipe:
 
 def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """(dotted path, fault) of every value that has the right type and cannot be meant."""
-    for key in ("name", "version"):
-        if not _PLAIN.fullmatch(getattr(recipe, key)):
-            yield key, "must be letters, digits, '.', '_', '+' or '-', and start with a letter or digit"
     for key, values in (("pythons", recipe.pythons), ("sm", recipe.sm), ("machines", recipe.machines)):
         if not values or len(set(values)) != len(values):
             yield key, "must hold at least one value, and none twice"
@@ -255,12 +255,25 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"pythons[{index}]", f"{python!r} is not a Python minor version such as '3.12'"
     if recipe.as_of.tzinfo is None:
         yield "as-of", "must carry a time zone, such as 2026-03-10T00:00:00Z"
+    yield from _text_faults(recipe)
     yield from _component_faults(recipe)
+    yield from _native_faults(recipe)
     yield from _requires_faults(recipe)
     yield from _source_faults(recipe)
     for index, refusal in enumerate(recipe.refuse):
         if both := set(refusal.sm) & set(recipe.sm):
             yield f"refuse[{index}].sm", f"{sorted(both)} is also listed as served"
+
+
+def _text_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    for key in ("name", "version"):
+        if not _PLAIN.fullmatch(getattr(recipe, key)):
+            yield key, "must be letters, digits, '.', '_', '+' or '-', and start with a letter or digit"
+    if not re.fullmatch(r"[0-9]{1,2}\.[0-9]{1,2}", recipe.cuda):
+        yield "cuda", f"{recipe.cuda!r} is not a CUDA version such as '12.8'"
+    for name in recipe.environment:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or _FORBIDDEN_ENVIRONMENT.fullmatch(name):
+            yield f"environment.{name}", "is not a variable that a bundle may set"
 
 
 def _component_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -277,21 +290,63 @@ def _component_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"{path}.untouched", "contradicts the patches and prunes of the same component"
         if one.sm and not one.reason:
             yield f"{path}.reason", "must say why the distribution is limited to some SMs"
-        for where, text in _paths_of(one):
-            if not _is_inside(text):
-                yield f"{path}.{where}", f"{text!r} must be a relative path without '..'"
+        for key, fault in _content_faults(one):
+            yield f"{path}.{key}", fault
+
+
+def _content_faults(one: Component) -> Iterator[tuple[str, str]]:
+    """(key, fault) of what a component says about its distribution's files and modules."""
+    for key, text in _paths_of(one):
+        if not _is_inside(text):
+            yield key, f"{text!r} must be a relative path without '..'"
+    for key, pattern in _globs_of(one):
+        if fault := _glob_fault(pattern):
+            yield key, fault
+    for number, module in enumerate(one.imports):
+        if not all(part.isidentifier() for part in module.split(".")):
+            yield f"imports[{number}]", f"{module!r} is not the name of a module"
 
 
 def _paths_of(one: Component) -> Iterator[tuple[str, str]]:
     """(key, path) of everything in a component that becomes a path."""
     for number, name in enumerate(one.patches):
         yield f"patches[{number}]", name
-    for number, rule in enumerate(one.prune):
-        for text in rule.paths:
-            yield f"prune[{number}].paths", text
+    yield from _globs_of(one)
     for number, link in enumerate(one.links):
         yield f"links[{number}].path", link.path
         yield f"links[{number}].to", link.to
+    for number, rule in enumerate(one.rpath):
+        for text in rule.folders:
+            yield f"rpath[{number}].folders", text
+
+
+def _globs_of(one: Component) -> Iterator[tuple[str, str]]:
+    """(key, pattern) of every glob in a component."""
+    for number, prune in enumerate(one.prune):
+        for text in prune.paths:
+            yield f"prune[{number}].paths", text
+    for number, rpath in enumerate(one.rpath):
+        for text in rpath.files:
+            yield f"rpath[{number}].files", text
+
+
+def _glob_fault(pattern: str) -> str | None:
+    try:
+        compile_glob(pattern)
+    except RecipeError as fault:
+        return fault.what
+    return None
+
+
+def _native_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    for index, one in enumerate(recipe.native):
+        texts = {"path": one.path.replace("{site}", "site"), "source": one.source}
+        if one.release:
+            texts |= {"release.name": one.release.name, "release.licence": one.release.licence}
+            texts |= {"release.debian": one.release.debian} if one.release.debian is not None else {}
+        for key, text in texts.items():
+            if not _is_inside(text) or "{" in text or "}" in text:
+                yield f"native[{index}].{key}", f"{text!r} must be a relative path without '..' or braces"
 
 
 def _requires_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -343,8 +398,9 @@ def _is_version(text: str) -> bool:
         Version(text)
     except InvalidVersion:
         return False
-    return True
+    return text == text.strip()
 
 
 def _is_inside(path: str) -> bool:
-    return bool(path) and not path.startswith(("/", "-")) and ".." not in path.split("/") and "\\" not in path
+    odd = not path.isprintable() or "\\" in path or path.startswith(("/", "-"))
+    return bool(path) and not odd and ".." not in path.split("/")

@@ -27,7 +27,7 @@ def compile_one(path: str, source: bytes) -> bytes:
     """An unchecked hash-based `.pyc` (PEP 552), or nothing for a source that does not compile."""
     try:
         code = compile(source, path, "exec", dont_inherit=True, optimize=0)
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last is how the parser says: nested too deeply
         return b""
     digest = _imp.source_hash(bootstrap._RAW_MAGIC_NUMBER, source)  # type: ignore[attr-defined]
     return bytes(bootstrap._code_to_hash_pyc(code, digest, False))  # type: ignore[attr-defined]

@@ -25,6 +25,7 @@ from composer.steps.plan import BaseFile, Options
 from composer.store import Store, key_of
 
 _VERSION = 1
+_OWN_VERSION = 2
 
 
 class InterpreterFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,13 +106,18 @@ def _elf(entry: TreeEntry) -> Elf | None:
     return read_elf(data, entry.path) if is_elf(data[:64]) else None
 
 
-def own_layer(store: Store, files: Sequence[OwnFile], options: Options) -> tuple[str, list[BaseFile]]:
-    """The layer of the bundle's own files: its key in the store, and the files as planning sees them."""
+def own_layer(store: Store, files: Sequence[OwnFile], interpreter: Interpreter, facts: InterpreterFacts,
+              options: Options) -> tuple[str, list[BaseFile]]:  # fmt: skip
+    """The layer of the bundle's own files: its key in the store, and the files as planning sees them.
+
+    Its modules are compiled, too: a start must not add a file to the bundle.
+    """
     ordered = sorted(files, key=lambda one: one.path)
-    key = key_of("own-layer", _VERSION, files=ordered, level=options.level, mtime=options.mtime)
+    bytecode = facts.version if options.bytecode else None
+    key = key_of("own-layer", _OWN_VERSION, files=ordered, bytecode=bytecode, level=options.level, mtime=options.mtime)
 
     def fill(writer: LayerWriter) -> Layer:
-        for one in ordered:
+        for one in sorted([*ordered, *_own_bytecode(store, ordered, interpreter, options)], key=lambda one: one.path):
             writer.data(one.path, one.data, mode=one.mode)
         return writer.finish(name="wheel-composer", version="1")
 
@@ -120,6 +126,16 @@ def own_layer(store: Store, files: Sequence[OwnFile], options: Options) -> tuple
     return key, [
         BaseFile(path=one.path, elf=read_elf(one.data, one.path) if is_elf(one.data[:64]) else None) for one in ordered
     ]
+
+
+def _own_bytecode(store: Store, files: Sequence[OwnFile], interpreter: Interpreter,
+                  options: Options) -> Iterator[OwnFile]:  # fmt: skip
+    if not options.bytecode:
+        return
+    sources = {one.path: one.data for one in files if one.path.endswith(".py")}
+    with compiler(store, interpreter) as python:
+        for path, code in compile_sources(python, sources, f"cpython-{interpreter.minor.replace('.', '')}").items():
+            yield OwnFile(path=path, data=code)
 
 
 def _installation_state(interpreter: Interpreter) -> list[str]:

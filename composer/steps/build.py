@@ -117,7 +117,7 @@ def prepare(outline: Outline, store: Store, settings: Settings, options: Options
         for draft in drafts
     }  # fmt: skip
     objects = read_objects(store, wanted, options.level, jobs=settings.jobs, listener=listener)
-    own_key, own = own_layer(store, own_files(outline, fetched, store), options)
+    own_key, own = own_layer(store, own_files(outline, fetched, store), outline.interpreter, interpreter, options)
     sizes = {name: sum(file.member.size for file in survey.files) for name, survey in surveys.items()}
     plan = plan_wheels(outline, drafts, surveys, objects, [*interpreter.files, *own])
     keyed = {

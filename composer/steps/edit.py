@@ -29,7 +29,7 @@ from composer.model.plan import RpathEdit, WheelPlan
 from composer.steps.bytecode import compile_sources
 from composer.steps.layer import LayerWriter
 from composer.steps.rpath import apply_rpath
-from composer.steps.survey import mapped
+from composer.steps.survey import mapped_wheel
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -77,9 +77,10 @@ def is_bytecode(path: str) -> bool:
 def write_wheel(writer: LayerWriter, plan: WheelPlan, path: Path, tools: Tools, scratch: Path) -> Layer:
     """Append the edited distribution of the wheel at `path` to a layer and finish it.
 
-    WheelError when the wheel is unsound, RecipeError when an edit of the recipe does not fit it.
+    WheelError when the wheel is unsound, IntegrityError when it is not the locked one, RecipeError when an edit of the
+    recipe does not fit it.
     """
-    with mapped(path) as view:
+    with mapped_wheel(path, plan.artifact) as view:
         return _Distribution(view, read_wheel(view, plan.filename), plan, tools, scratch).write(writer)
 
 

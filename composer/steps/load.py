@@ -66,14 +66,23 @@ def _is_data(path: Path) -> bool:
 
 
 def _merged(path: Path, digest: Any) -> dict[str, Any]:  # noqa: ANN401  (hashlib has no public type)
+    data = _digested(path, digest)
+    names = data.get("include")
+    for name in names if isinstance(names, list) else ():  # another type is reported with all other wrong types
+        if not _is_below(name):
+            raise RecipeError(f"{name!r} is not a file below the recipe's folder", where=f"{path.name}: include")
+        _add(data, _digested(path.parent / name, digest), name)
+    return data
+
+
+def _digested(path: Path, digest: Any) -> dict[str, Any]:  # noqa: ANN401
     text = _read(path)
     digest.update(text)
-    data = _parse(text, path)
-    for name in data.get("include", ()):
-        if not isinstance(name, str) or name.startswith("/") or ".." in Path(name).parts:
-            raise RecipeError(f"{name!r} is not a file below the recipe's folder", where=f"{path.name}: include")
-        _add(data, _merged(path.parent / name, digest), name)
-    return data
+    return _parse(text, path)
+
+
+def _is_below(name: object) -> bool:
+    return isinstance(name, str) and name.isprintable() and not name.startswith("/") and ".." not in Path(name).parts
 
 
 def _add(data: dict[str, Any], included: Mapping[str, Any], name: str) -> None:
@@ -81,7 +90,8 @@ def _add(data: dict[str, Any], included: Mapping[str, Any], name: str) -> None:
         if key not in _MERGED or not isinstance(value, list):
             raise RecipeError(f"{key!r} is not allowed in an included file", where=name,
                               fix=f"Included files may hold: {', '.join(_MERGED)}.")  # fmt: skip
-        data[key] = [*data.get(key, []), *value]
+        if isinstance(own := data.get(key, []), list):
+            data[key] = [*own, *value]
 
 
 def _read(path: Path) -> bytes:
@@ -100,5 +110,5 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
         return tomllib.loads(text.decode("utf-8"))
     except UnicodeDecodeError as fault:
         raise RecipeError("not UTF-8", where=str(path), why=str(fault)) from fault
-    except (tomllib.TOMLDecodeError, RecursionError) as fault:
+    except (ValueError, RecursionError) as fault:  # the first is also a number of more than 4,300 digits
         raise RecipeError("not TOML", where=str(path), why=str(fault) or "nested too deeply") from fault

@@ -131,13 +131,15 @@ class _Copier:
         """Append bytes of a file; IntegrityError, and the file is gone, when `digest` is given and not their sha256."""
         part = hashlib.sha256()
         hashes = (self._whole, part) if digest else (self._whole,)
-        with mapped(path) as view, memoryview(view) as whole:
+        with mapped(path) as view:
+            whole = memoryview(view)
             for offset in range(start, start + size, _CHUNK):
-                with whole[offset : min(offset + _CHUNK, start + size)] as chunk:
-                    pending = [self._pool.submit(one.update, chunk) for one in hashes]
-                    self._append(chunk)
-                    for one in pending:
-                        one.result()
+                # Not released by a `with`: on ^C or a full disk the other threads still read it.
+                chunk = whole[offset : min(offset + _CHUNK, start + size)]
+                pending = [self._pool.submit(one.update, chunk) for one in hashes]
+                self._append(chunk)
+                for one in pending:
+                    one.result()
         if digest and part.hexdigest() != digest:
             path.unlink(missing_ok=True)
             raise IntegrityError("cached bytes are damaged", where=str(path), why=f"their sha256 is not {digest}",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from composer._fs import host_errors
-from composer.errors import IntegrityError
+from composer.errors import ElfError, IntegrityError, WheelError
 from composer.events import Event, Listener
 from composer.formats.elf import Elf, is_elf, read_elf
 from composer.formats.elf_stream import HEADS, ElfStream, NotKeptError
@@ -75,8 +76,35 @@ class WheelFile:
 @contextlib.contextmanager
 def mapped(path: Path) -> Iterator[mmap.mmap]:
     """The file's bytes as a read-only map."""
-    with host_errors(path), path.open("rb") as handle, _map(handle.fileno(), path) as view:
+    with host_errors(path), path.open("rb") as handle:
+        view = _map(handle.fileno(), path)
+    try:
         yield view
+    finally:
+        # An exception on its way out holds frames that hold slices of the map: it is unmapped with the last of them.
+        with contextlib.suppress(BufferError):
+            view.close()
+
+
+@contextlib.contextmanager
+def mapped_wheel(path: Path, sha256: str) -> Iterator[mmap.mmap]:
+    """A fetched wheel's bytes. When they turn out unsound and are not the locked ones, that is the fault to report.
+
+    IntegrityError then, and the file is gone from the store, so that the next run fetches it again.
+    """
+    try:
+        with mapped(path) as view:
+            yield view
+    except (WheelError, ElfError) as fault:
+        with host_errors(path), path.open("rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()
+        if found == sha256:
+            raise
+        path.unlink(missing_ok=True)
+        raise IntegrityError(
+            "cached bytes are damaged", where=str(path), why=f"their sha256 is not {sha256}",
+            fix="They were deleted from the store: run the same command again.",
+        ) from fault  # fmt: skip
 
 
 def _map(handle: int, path: Path) -> mmap.mmap:
@@ -95,7 +123,7 @@ def survey_wheels(store: Store, wheels: Mapping[str, WheelFile], python: str, *,
         key = key_of("survey", _VERSION, artifact=wheel.sha256, python=python)
         known = store.load("survey", key, Survey)
         if known is None:
-            with mapped(wheel.path) as view:
+            with mapped_wheel(wheel.path, wheel.sha256) as view:
                 known = _look(view, wheel.path.name, python)
             store.save("survey", key, known)
         listener(Event(step="survey", subject=name, finished=True))
@@ -162,7 +190,8 @@ def read_objects(store: Store, wanted: Mapping[str, Wanted], level: int, *, jobs
     fresh: dict[str, Elf] = {}
 
     def read_one(name: str, file: SurveyedFile, *, blob: bool) -> Elf:
-        with mapped(wanted[name].wheel.path) as view:
+        wheel = wanted[name].wheel
+        with mapped_wheel(wheel.path, wheel.sha256) as view:
             elf = _read_object(store, view, file, blob=blob, level=level)
         listener(Event(step="objects", subject=file.path.rpartition("/")[2], finished=True))
         return elf

@@ -13,6 +13,9 @@ import sys
 import time
 import traceback
 
+# Inductor's pool of compiling processes was seen to wait for its own end for 300 s; one process compiles as well.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 import torch
 import triton_kernels as kernels
 

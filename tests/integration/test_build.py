@@ -1,0 +1,475 @@
+"""The command line on a small real stack: from a recipe to a bundle that runs where it is put."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, cast
+
+import pytest
+import zstandard
+
+from tests.integration.conftest import First, forget
+from tests.servers import Index
+from tests.shared_objects import library
+from tests.stack import COMPOSE, DECOY, NAME, PATCHED, SITE, Stack, serve, shared_object, wheels
+
+ROOT = os.geteuid() == 0
+NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+as_root = pytest.mark.skipif(not ROOT, reason="only root may become somebody else")
+
+
+def run(*words: str | Path, **how: object) -> str:
+    """Standard output of a program that a host runs: nothing of this process's environment reaches it."""
+    settings = {"check": True, "capture_output": True, "text": True, "env": {"PATH": os.defpath}, "cwd": "/", **how}
+    return subprocess.run([os.fspath(word) for word in words], **settings).stdout
+
+
+def contents(prefix: Path) -> dict[str, tuple[int, str]]:
+    """(mode, sha256 or link target) of everything below a folder."""
+    found = {}
+    for parent, folders, names in os.walk(prefix):
+        for name in (*folders, *names):
+            path = Path(parent, name)
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                found[str(path.relative_to(prefix))] = (0, str(path.readlink()))
+            elif stat.S_ISREG(mode):
+                found[str(path.relative_to(prefix))] = (mode, hashlib.sha256(path.read_bytes()).hexdigest())
+    return found
+
+
+def layers(store: Path) -> set[str]:
+    return {path.stem for path in (store / "objects/layer").rglob("*.zst")}
+
+
+# --- what a build says and leaves -------------------------------------------------------------------------------------
+
+
+def test_a_build_shows_its_plan_and_ends_with_path_size_and_digest(first: First) -> None:
+    out = first.done.out
+    assert first.digest in out
+    assert f"bundle:  {first.stack.bundle}" in out
+    assert f"{first.stack.bundle.stat().st_size / 1e6:.1f} MB" in out
+    assert "tar --zstd -xf" in out
+    assert "4 of 4 layers to compose" in out
+    for edit in ("1 requirement, 1 patch, 1 prune rule", "1 requirement, 1 RPATH"):
+        assert edit in out
+    assert sorted(path.name for path in first.stack.output.iterdir()) == [f"{NAME}.tar.zst", f"{NAME}.tar.zst.sha256"]
+
+
+def test_a_second_run_is_up_to_date_and_writes_nothing(first: First) -> None:
+    before = first.stack.bundle.stat()
+    done = first.stack.build().ok()
+    assert "up to date" in done.out
+    assert first.digest in done.out
+    after = first.stack.bundle.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_json_is_a_plan_and_then_a_result(stack: Stack, first: First) -> None:
+    plan, result = map(json.loads, stack.build("--json").ok().out.splitlines())
+    assert plan["up_to_date"] is False
+    assert [layer["cached"] for layer in plan["layers"]] == [True] * 4
+    assert plan["output"] == result["path"] == str(stack.bundle)
+    assert result["sha256"] == first.digest
+    assert result["size"] == stack.bundle.stat().st_size
+
+
+@pytest.mark.parametrize("words", [("--dry-run",), ("--dry-run", "--json")], ids=["text", "json"])
+def test_a_dry_run_writes_no_output(stack: Stack, words: tuple[str, ...]) -> None:
+    assert NAME in stack.build(*words).ok().out
+    assert not stack.output.exists()
+
+
+def test_a_plan_downloads_nothing(fresh: Stack, shelf: Index) -> None:
+    before = len(shelf.requests)
+    plan = json.loads(fresh.run(fresh.words("--json", command="plan")).ok().out)
+    assert {wheel["name"]: wheel["fetched"] for wheel in plan["wheels"]} == dict.fromkeys(
+        ("app", "core-lib", "hook", "native-ext"), False
+    )
+    assert shelf.requests[before:] == []
+    assert not fresh.output.exists()
+
+
+# --- unpacking --------------------------------------------------------------------------------------------------------
+
+
+def _python_extract(bundle: Path, prefix: Path) -> None:
+    with bundle.open("rb") as packed:
+        plain = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
+        with tarfile.open(fileobj=cast("IO[bytes]", plain), mode="r|") as archive:
+            archive.extractall(prefix, filter="tar")
+
+
+def _busybox_extract(bundle: Path, prefix: Path) -> None:
+    with subprocess.Popen(["zstd", "-dc", bundle], stdout=subprocess.PIPE) as plain:
+        subprocess.run(["busybox", "tar", "-xf", "-", "-C", prefix], stdin=plain.stdout, check=True)
+
+
+UNPACKERS: Mapping[str, Callable[[Path, Path], None]] = {
+    "bsdtar": lambda bundle, prefix: print(run("bsdtar", "-xf", bundle, "-C", prefix)),
+    "busybox": _busybox_extract,
+    "python": _python_extract,
+    "compose": lambda bundle, prefix: print(run(*COMPOSE, "unpack", bundle, prefix, env=_compose_environ(prefix))),
+}
+
+
+def _compose_environ(prefix: Path) -> dict[str, str]:
+    repository = str(Path(__file__).resolve().parents[2])
+    return {"PATH": os.defpath, "WHEEL_COMPOSER_STORE": str(prefix.parent / "store"), "PYTHONPATH": repository}
+
+
+@pytest.mark.parametrize("name", UNPACKERS)
+def test_every_unpacker_makes_the_tree_that_gnu_tar_makes(name: str, first: First, tree: Path, tmp_path: Path) -> None:
+    if name in ("bsdtar", "busybox") and not shutil.which(name):
+        pytest.skip(f"{name} is not installed")
+    prefix = tmp_path / "prefix"
+    prefix.mkdir()
+    UNPACKERS[name](first.stack.bundle, prefix)
+    assert contents(prefix) == contents(tree)
+
+
+def test_unpack_refuses_a_folder_in_use(first: First, tmp_path: Path) -> None:
+    kept = tmp_path / "prefix/precious"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    first.stack.compose("unpack", str(first.stack.bundle), str(kept.parent)).refused(10, "not empty", str(kept.parent))
+    assert [path.name for path in tmp_path.rglob("*")] == ["prefix", "precious"]
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_bundle_runs_its_edited_modules(tree: Path) -> None:
+    assert (tree / SITE / "app/core.py").read_bytes() == PATCHED
+    assert run(tree / "bin/app-hello") == "patched 42\n"
+    assert (
+        run(tree / "bin/python", "-c", "import sys, hook; print(sys.prefix, 'hook' in sys.modules)") == f"{tree} True\n"
+    )
+
+
+def test_the_pth_file_runs_at_start(tree: Path) -> None:
+    assert run(tree / "bin/python", "-c", "import sys; print('hook' in sys.modules)") == "True\n"
+
+
+def test_pruned_files_are_gone(tree: Path) -> None:
+    assert not (tree / SITE / "app/tests").exists()
+    assert not list((tree / SITE).rglob("app*/**/tests/*"))
+
+
+def test_a_moved_bundle_runs(tree: Path, tmp_path: Path) -> None:
+    for name in ("with spaces and ünïcødé", "second " + "long" * 50):
+        moved = tmp_path / name / "prefix"
+        shutil.copytree(tree, moved, symlinks=True)
+        assert run(moved / "bin/app-hello") == "patched 42\n"
+        assert run(moved / "bin/python", "-c", "import sys; print(sys.prefix)") == f"{moved}\n"
+        shutil.rmtree(moved)
+
+
+def test_the_librarys_own_neighbour_wins_over_the_hosts(tree: Path, tmp_path: Path) -> None:
+    library(tmp_path / "libcore.so", DECOY, "-Wl,-soname,libcore.so")
+    environ = {"PATH": os.defpath, "LD_LIBRARY_PATH": str(tmp_path)}
+    assert run(tree / "bin/app-hello", env=environ) == "patched 42\n"
+
+
+def test_the_python_of_the_caller_does_not_leak_in(tree: Path, tmp_path: Path) -> None:
+    environ = {"PATH": os.defpath, "HOME": str(tmp_path / "nowhere")}
+    out = run(tree / "bin/python", "-c", "import sys; print('\\n'.join(sys.path))", env=environ)
+    assert [line for line in out.split() if not line.startswith(str(tree))] == []
+
+
+@as_root
+def test_another_user_unpacks_and_runs_it(first: First) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        prefix = Path(folder, "prefix")
+        prefix.mkdir()
+        Path(folder).chmod(0o755)
+        os.chown(prefix, 65534, 65534)
+        with first.stack.bundle.open("rb") as packed:
+            run(*NOBODY, "tar", "--zstd", "-xf", "-", "-C", prefix, stdin=packed)
+        assert {path.lstat().st_uid for path in prefix.rglob("*")} == {65534}
+        assert run(*NOBODY, prefix / "bin/app-hello") == "patched 42\n"
+
+
+@as_root
+def test_a_prefix_that_its_user_cannot_write_runs_and_stays_as_it_is(first: First) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        run("tar", "--zstd", "-xf", first.stack.bundle, "-C", folder)
+        before = contents(Path(folder))
+        assert run(*NOBODY, Path(folder, "bin/app-hello"), env={}) == "patched 42\n"
+        assert contents(Path(folder)) == before
+
+
+# --- metadata ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_record_is_right(tree: Path) -> None:
+    site = tree / SITE
+    records = sorted(site.glob("*.dist-info/RECORD"))
+    assert [path.parent.name.split("-")[0] for path in records] == ["app", "core_lib", "hook", "native_ext"]
+    for record in records:
+        rows = list(csv.reader(record.read_text().splitlines()))
+        assert len({name for name, _, _ in rows}) == len(rows)
+        for name, digest, size in rows:
+            data = (site / name).read_bytes()
+            if site / name == record:
+                assert (digest, size) == ("", "")
+                continue
+            expected = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+            assert (digest, int(size)) == (f"sha256={expected}", len(data)), name
+
+
+def test_records_own_every_file_but_the_interpreters(tree: Path) -> None:
+    site = tree / SITE
+    owned = {
+        (site / row[0]).resolve() for path in site.glob("*.dist-info/RECORD") for row in csv.reader(path.open())
+    }  # fmt: skip
+    for package in ("app", "native_ext", "core_lib"):
+        assert {path for path in (site / package).rglob("*") if path.is_file()} - owned == set()
+    assert tree / "bin/app-hello" in owned
+
+
+def test_metadata_says_what_is_there(tree: Path) -> None:
+    code = """
+import importlib.metadata as m, json
+print(json.dumps({d.name: [d.version, d.requires or [], d.read_text("INSTALLER")] for d in m.distributions()}))
+"""
+    found = json.loads(run(tree / "bin/python", "-c", code))
+    assert found == {
+        "app": ["1.0", ["native-ext==1.0"], "wheel-composer\n"],
+        "core-lib": ["1.0", [], "wheel-composer\n"],
+        "hook": ["1.0", [], "wheel-composer\n"],
+        "native-ext": ["1.0", ["core-lib==1.0"], "wheel-composer\n"],
+    }
+
+
+# --- same bytes -------------------------------------------------------------------------------------------------------
+
+VARIATIONS: Mapping[str, tuple[dict[str, str], int, tuple[str, ...]]] = {
+    "one job": ({}, 0o022, ("-j1",)),
+    "four jobs, hash seed": ({"PYTHONHASHSEED": "7"}, 0o022, ("-j4",)),
+    "umask 077": ({}, 0o077, ()),
+    "umask 000, turkish": ({"LANG": "tr_TR.UTF-8", "LC_ALL": "tr_TR.UTF-8"}, 0o000, ()),
+    "no locale, far east": ({"LANG": "C", "LC_ALL": "C", "TZ": "UTC-14"}, 0o022, ()),
+    "far west, no home": ({"TZ": "UTC+12", "HOME": "/nonexistent"}, 0o022, ()),
+}
+
+
+@pytest.mark.parametrize("name", VARIATIONS)
+def test_layers_of_wheels_are_the_same_bytes_whatever_the_surroundings(
+    name: str, warm: Stack, first: First, tmp_path: Path
+) -> None:
+    environ, umask, words = VARIATIONS[name]
+    scratch = tmp_path / "scratch folder"
+    scratch.mkdir()
+    stack = warm.fresh(warm.store.parent, home=warm.home, extra={**environ, "TMPDIR": str(scratch)})
+    assert len(layers(stack.store)) == 2
+    stack.build(*words, umask=umask).ok()
+    assert len(layers(stack.store)) == 6
+    assert stack.digest() == first.digest
+
+
+def test_everything_is_the_same_bytes_in_another_place(fresh: Stack, first: First, tmp_path: Path) -> None:
+    """All variations at once, from an empty store, with the recipe in another folder."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environ = {"TZ": "UTC-14", "LC_ALL": "C", "TMPDIR": str(scratch), "HOME": str(tmp_path), "PYTHONHASHSEED": "3"}
+    stack = fresh.fresh(tmp_path / "ünïcødé and spaces", extra=environ)
+    stack.build("-j1", umask=0o077).ok()
+    assert stack.digest() == first.digest
+    assert stack.leftovers() == []
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_wheelhouse_builds_the_same_bytes_without_a_network(first: First, fresh: Stack, tmp_path: Path) -> None:
+    with Index() as index:
+        serve(index, wheels())
+        online = fresh.fresh(tmp_path / "online", index_url=index.url)
+        house = tmp_path / "house"
+        words = [*COMPOSE, "fetch", "--recipe", str(online.recipe), "--sm", "90", "--isa", "avx512", "-o", str(house)]
+        assert "4 files in" in online.run(words).ok().out
+    assert sorted(path.name for path in house.iterdir()) == sorted(wheels())
+    offline = fresh.fresh(tmp_path / "offline", index_url=index.url)
+    offline.build("--offline", "--wheelhouse", str(house)).ok()
+    assert offline.digest() == first.digest
+
+
+# --- what a change costs ----------------------------------------------------------------------------------------------
+
+
+def test_a_changed_recipe_composes_only_what_it_touches(stack: Stack, first: First) -> None:
+    before = layers(stack.store)
+    stack.edit('paths = ["app/tests/**"]', 'paths = ["app/tests/data.bin"]')
+    cached = {layer["name"]: layer["cached"] for layer in stack.plan()["layers"]}
+    assert cached == {"app": False, "core-lib": True, "hook": True, "native-ext": True}
+    stack.build().ok()
+    assert len(layers(stack.store) - before) == 1
+    assert stack.digest() != first.digest
+
+
+def test_a_changed_patch_composes_only_its_distribution(stack: Stack) -> None:
+    before = layers(stack.store)
+    patch = stack.recipe.parent / "patches/app/greeting.patch"
+    patch.write_text(patch.read_text().replace('+    return "patched"', '+    return "changed"'))
+    stack.build().ok()
+    assert len(layers(stack.store) - before) == 1
+    stack.compose("unpack", str(stack.bundle), str(stack.home / "tree")).ok()
+    assert run(stack.home / "tree/bin/app-hello") == "changed 42\n"
+
+
+def test_a_large_file_is_compressed_once_for_all_layers_that_hold_it(stack: Stack) -> None:
+    blobs = list((stack.store / "objects/blob").rglob("*.zst"))
+    assert len(blobs) == 1
+    before = blobs[0].stat()
+    stack.edit('[[component]]\nname = "hook"', _PRUNED_CORE + '[[component]]\nname = "hook"')
+    stack.build().ok()
+    assert list((stack.store / "objects/blob").rglob("*.zst")) == blobs
+    assert blobs[0].stat().st_ino == before.st_ino
+
+
+_PRUNED_CORE = """
+[[component]]
+name = "core-lib"
+prune = [{ paths = ["core_lib/__init__.py"], reason = "a namespace is enough" }]
+
+"""
+
+
+def test_other_shapes_of_the_same_tree(stack: Stack, tree: Path) -> None:
+    stack.build("--compress", "fast", "--no-bytecode").ok()
+    stack.compose("unpack", str(stack.bundle), str(stack.home / "tree")).ok()
+    found = contents(stack.home / "tree")
+    assert not [path for path in found if path.endswith(".pyc")]
+    assert found.keys() - contents(tree).keys() == set()
+    assert run(stack.home / "tree/bin/app-hello") == "patched 42\n"
+
+
+# --- inspect and verify -----------------------------------------------------------------------------------------------
+
+
+def test_inspect_tells_what_was_changed(first: First) -> None:
+    out = first.stack.compose("inspect", str(first.stack.bundle)).ok().out
+    for words in (
+        "app: heavy>=3 -> dropped (only training needs it)",
+        "app: app/tests/**: 2 files",
+        "native-ext: core-lib==0.9 -> core-lib==1.0",
+        "app: patch core.py: app/greeting.patch",
+        "native-ext: rpath libext.so: $ORIGIN/../core_lib/lib",
+        "fingerprint:",
+    ):
+        assert words in out
+
+
+def test_inspect_json_is_the_manifest_in_the_tree(first: First, tree: Path) -> None:
+    manifest = json.loads(first.stack.compose("inspect", "--json", str(first.stack.bundle)).ok().out)
+    assert manifest == json.loads((tree / "share/compose/manifest.json").read_text())
+    assert manifest["name"] == NAME
+    assert {layer["name"] for layer in manifest["layers"]} >= {"app", "core-lib", "hook", "native-ext"}
+    listed = {entry["path"] for layer in manifest["layers"] for entry in layer["entries"]}
+    assert listed == set(contents(tree)) - {"share/compose/manifest.json", "share/compose/fingerprint"}
+
+
+@pytest.mark.parametrize("words", [(), ("--no-imports",)], ids=["imports", "no imports"])
+def test_a_sound_bundle_verifies_packed_and_unpacked(first: First, tree: Path, words: tuple[str, ...]) -> None:
+    for path in (first.stack.bundle, tree):
+        assert ": sound;" in first.stack.compose("verify", *words, str(path)).ok().out
+
+
+@pytest.fixture
+def damaged(tree: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the tree that a test may damage (of links where it can be, so files are replaced and not written)."""
+    copy = tmp_path / "damaged"
+    shutil.copytree(tree, copy, symlinks=True, copy_function=os.link)
+    yield copy
+    shutil.rmtree(copy)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    path.unlink()
+    path.write_bytes(data)
+
+
+def _flip(prefix: Path) -> str:
+    path = prefix / SITE / "core_lib/weights.bin"
+    data = bytearray(path.read_bytes())
+    data[4_000_000] ^= 1
+    _replace(path, bytes(data))
+    return "core_lib/weights.bin"
+
+
+def _add(prefix: Path) -> str:
+    (prefix / SITE / "sitecustomize.py").write_text("")
+    return "sitecustomize.py"
+
+
+def _remove(prefix: Path) -> str:
+    (prefix / "bin/app-hello").unlink()
+    return "bin/app-hello"
+
+
+def _relink(prefix: Path) -> str:
+    path = prefix / SITE / "app/core.py"
+    path.unlink()
+    path.symlink_to("/etc/hostname")
+    return "app/core.py"
+
+
+def _unresolve(prefix: Path) -> str:
+    _replace(prefix / SITE / "core_lib/lib/libcore.so", shared_object(DECOY, "libother.so"))
+    return "core_lib/lib/libcore.so"
+
+
+@pytest.mark.parametrize("damage", [_flip, _add, _remove, _relink, _unresolve])
+def test_verify_names_what_is_wrong_with_a_tree(first: First, damaged: Path, damage: Callable[[Path], str]) -> None:
+    path = damage(damaged)
+    done = first.stack.compose("verify", "--no-imports", str(damaged)).refused(9)
+    assert path in done.out
+    assert "not sound" in done.out
+
+
+@pytest.mark.parametrize("where", [0.05, 0.5, 0.95, 0.9999])
+def test_verify_finds_one_flipped_bit_of_a_bundle(first: First, tmp_path: Path, where: float) -> None:
+    data = bytearray(first.stack.bundle.read_bytes())
+    data[int(len(data) * where)] ^= 4
+    copy = tmp_path / first.stack.bundle.name
+    copy.write_bytes(data)
+    first.stack.compose("verify", "--no-imports", str(copy)).refused(9, "Copy the bundle again")
+
+
+@pytest.mark.parametrize("size", [0, 7, 4096, -1])
+def test_a_cut_bundle_is_refused(first: First, tmp_path: Path, size: int) -> None:
+    copy = tmp_path / first.stack.bundle.name
+    copy.write_bytes(first.stack.bundle.read_bytes()[:size])
+    for words in (["verify", str(copy)], ["inspect", str(copy)], ["unpack", str(copy), str(tmp_path / "out")]):
+        first.stack.compose(*words).refused(9, copy.name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(first: First, tmp_path: Path) -> None:
+    first.stack.compose("verify", str(tmp_path)).refused(9, "is not an unpacked bundle")
+
+
+def test_a_forgotten_store_is_filled_again(stack: Stack, first: First) -> None:
+    stack.build().ok()
+    forget(stack)
+    assert "up to date" not in stack.build().ok().out
+    assert stack.digest() == first.digest
+
+
+def test_the_module_form_is_the_same_program() -> None:
+    assert "compose" in run(
+        sys.executable, *COMPOSE[1:], "--version", env={"PYTHONPATH": str(Path(__file__).parents[2])}
+    )
