@@ -316,7 +316,8 @@ def _package_faults(package: Package, tool: _PackageTool) -> Iterator[str]:
 def _wheel_faults(wheel: PackageWheel) -> Iterator[str]:
     if wheel.path != f"{WHEELHOUSE}/{wheel.filename}" or "\\" in wheel.filename:
         yield f"path is not {WHEELHOUSE}/ and a file name"
-    if not wheel.size and wheel.url is None:
+    may_lack = wheel.url is not None and wheel.size is None
+    if not may_lack and (not wheel.size or wheel.size < 1):
         yield "has no size"
     # Any other hash is either weaker or not what the store is keyed by.
     if set(wheel.hashes) != {"sha256"} or not _SHA256.fullmatch(wheel.hashes.get("sha256", "")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import resource
@@ -260,11 +261,14 @@ DAMAGES = (cut, flip, become_a_link, become_a_folder, Path.unlink)
 
 
 def compressed(stack: Stack, kind: str) -> Path:
-    return max((stack.store / "objects" / kind).rglob("*.zst"), key=lambda path: path.stat().st_size)
+    """The bytes of the one blob, of the interpreter's layer, or of the largest other layer."""
+    paths = list((stack.store / "objects" / kind.removeprefix("interpreter ")).rglob("*.zst"))
+    return sorted(paths, key=lambda path: path.stat().st_size)[-2 if kind == "layer" else -1]
 
 
-@pytest.mark.parametrize("kind", ["layer", "blob"])
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    ("kind", "damage"), [*itertools.product(("layer", "blob"), DAMAGES), ("interpreter layer", flip)]
+)
 def test_damaged_bytes_of_the_store_are_never_used(
     kind: str, damage: Callable[[Path], Any], stack: Stack, first: First
 ) -> None:
@@ -276,8 +280,9 @@ def test_damaged_bytes_of_the_store_are_never_used(
     goes_on(stack, first)
 
 
-@pytest.mark.parametrize("kind", ["layer", "blob", "survey", "objects", "interpreter"])
-@pytest.mark.parametrize("damage", [cut, Path.unlink])
+@pytest.mark.parametrize(
+    ("kind", "damage"), [*itertools.product(("blob", "survey", "objects"), (cut, Path.unlink)), ("layer", cut)]
+)
 def test_damaged_descriptions_in_the_store_are_made_again(
     kind: str, damage: Callable[[Path], Any], stack: Stack, first: First
 ) -> None:
@@ -325,9 +330,9 @@ def test_the_output_disk_is_full(stack: Stack, first: First) -> None:
         goes_on(stack, first)
 
 
-@pytest.mark.parametrize("size", [4, 12, 24])
+@pytest.mark.parametrize("size", [4, 24])
 def test_the_disk_of_the_store_is_full(fresh: Stack, first: First, size: int) -> None:
-    """4 MiB: while fetching; 12: while the interpreter is read; 24: while layers are made."""
+    """4 MiB: while fetching; 24: while the interpreter is relocated."""
     with small_disk(fresh.store, size) as grow:
         fresh.build().refused(10, "No space left", "Free some space")
         nothing_left(fresh)
@@ -335,7 +340,7 @@ def test_the_disk_of_the_store_is_full(fresh: Stack, first: First, size: int) ->
         goes_on(fresh, first)
 
 
-@pytest.mark.parametrize("limit", [1 << 20, 6 << 20, 20 << 20])
+@pytest.mark.parametrize("limit", [1 << 20, 20 << 20])
 def test_files_may_not_grow(warm: Stack, first: First, limit: int) -> None:
     without_artifacts(warm)
 
@@ -435,14 +440,14 @@ def whole_or_absent(stack: Stack, first: First) -> None:
 def test_a_cold_build_that_is_killed_again_and_again_goes_on(fresh: Stack, first: First) -> None:
     rng = random.Random(2)
     for _ in range(5):
-        kill_after(fresh, rng.uniform(0.3, 3.0))
+        kill_after(fresh, rng.uniform(0.3, 2.0))
         whole_or_absent(fresh, first)
     goes_on(fresh, first)
 
 
 def test_a_build_that_is_killed_while_it_composes_goes_on(warm: Stack, first: First) -> None:
     rng = random.Random(3)
-    for _ in range(8):
+    for _ in range(5):
         kill_after(warm, rng.uniform(0.3, 1.2))
         whole_or_absent(warm, first)
         forget(warm)
@@ -454,9 +459,7 @@ def while_packing(stack: Stack, act: Callable[[subprocess.Popen[str]], None]) ->
     """Start a build and act when it has begun to write its output."""
     process = stack.start(stack.words())
     deadline = time.monotonic() + 60
-    while process.poll() is None and not (
-        stack.output.is_dir() and any(one.stat().st_size for one in stack.output.iterdir())
-    ):
+    while process.poll() is None and not any(path.stat().st_size for path in stack.output.glob(".*.tmp")):
         assert time.monotonic() < deadline
         time.sleep(0.001)
     act(process)
@@ -500,7 +503,7 @@ def test_an_interrupted_download_ends_soon(
     goes_on(stack, first)
 
 
-@pytest.mark.parametrize("moment", [0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 4.0])
+@pytest.mark.parametrize("moment", [0.2, 0.5, 1.2, 3.0])
 @pytest.mark.parametrize(("sent", "code", "word"), SIGNALS)
 def test_an_interruption_at_any_time_is_said_in_one_line(
     moment: float, sent: signal.Signals, code: int, word: str, fresh: Stack, first: First
