@@ -80,7 +80,7 @@ def fetch_all(outline: Outline, store: Store, settings: Settings, listener: List
     """All sources, in the store. What is optional may be missing."""
     return fetch(
         sources(outline), into=store.root, wheelhouse=settings.wheelhouses, indexes=outline.recipe.indexes,
-        alternatives=debian_mirrors(outline.recipe),
+        alternatives=debian_mirrors(outline.recipe, store),
         offline=settings.offline, progress=functools.partial(_tell_fetch, listener),
     )  # fmt: skip
 

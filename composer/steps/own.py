@@ -16,7 +16,7 @@ from composer.launchers import activate_scripts
 from composer.model.lock import Artifact, LockedPackage
 from composer.model.recipe import NativeModule, Recipe, Release
 from composer.steps.base import OwnFile
-from composer.steps.fetch import Fetched
+from composer.steps.fetch import Fetched, artifact_path
 from composer.steps.native import TRIPLES, NativeLibrary, build_library, libnuma, library_key, own_library, tar_member
 from composer.steps.outline import Outline
 from composer.steps.survey import mapped
@@ -63,9 +63,10 @@ def release_artifact(release: Release) -> Artifact:
     return Artifact(filename=filename, size=release.size, sha256=release.sha256, url=release.url)
 
 
-def debian_mirrors(recipe: Recipe) -> dict[str, list[str]]:
-    """Further URLs of releases by their sha256: on the Debian mirrors that this machine's apt is set up with."""
-    wanted = [one for one in (module.release for module in recipe.native) if one and one.debian]
+def debian_mirrors(recipe: Recipe, store: Store) -> dict[str, list[str]]:
+    """Further URLs, by sha256, of the releases that the store lacks: on the mirrors that apt is set up with here."""
+    named = [one for one in (module.release for module in recipe.native) if one and one.debian]
+    wanted = [one for one in named if not artifact_path(store.root, release_artifact(one)).is_file()]
     sites = _apt_sites() if wanted else []
     return {one.sha256: [f"{site}/{one.debian}" for site in sites] for one in wanted}
 

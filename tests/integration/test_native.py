@@ -30,6 +30,7 @@ from composer.steps.native import (
     tar_member,
 )
 from composer.steps.own import debian_mirrors, releases
+from composer.store import Store
 
 HERE = Path(__file__).parent / "native"
 SOURCE = Path(composer.__file__).parent / "native" / "triton_launch"
@@ -254,7 +255,7 @@ def test_no_source_archive() -> None:
 @pytest.mark.real
 def test_libnuma_from_its_source_release(zig: Path, tmp_path: Path) -> None:
     recipe = load_recipe("sglang").recipe
-    fetched = fetch(releases(recipe), into=tmp_path, alternatives=debian_mirrors(recipe))
+    fetched = fetch(releases(recipe), into=tmp_path, alternatives=debian_mirrors(recipe, Store(tmp_path)))
     (tarball,) = (path.read_bytes() for path in fetched.paths.values())
     out = tmp_path / "libnuma.so.1"
     build_library(libnuma(tarball), zig=zig, triple=TRIPLES[os.uname().machine], out=out)

@@ -356,7 +356,7 @@ def test_an_optional_url_source_is_locked_unseen(index: Index) -> None:
     source = UrlSource(name="beta", version="1.0+cu128", url=url, sha256="b" * 64, size=5, optional=True)
     beta = lock_of("alpha", url_sources=(source,)).packages[-1]
     assert (beta.optional, beta.artifacts[0].filename) == (True, "beta-1.0+cu128-py3-none-any.whl")
-    unsized = UrlSource(name="b", version="1", url=url, sha256="b" * 64, optional=True)
+    unsized = UrlSource(name="beta", version="1.0+cu128", url=url, sha256="b" * 64, optional=True)
     assert lock_of("alpha", url_sources=(unsized,)).packages[-1].artifacts[0].size == 0
 
 

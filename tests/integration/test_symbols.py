@@ -11,6 +11,7 @@ import pytest
 from composer.errors import ElfError
 from composer.formats.stublib import render_stub
 from composer.formats.symbols import undefined_symbols
+from tests.shared_objects import PATCHELF
 
 SOURCE = """
 extern int open_one(void), open_two(void);
@@ -40,7 +41,7 @@ def test_every_hash_style(tmp_path, style, exports):
 def test_after_patchelf_moved_the_strings(tmp_path, exports):
     target = build(tmp_path, "-Wl,--hash-style=gnu", exports=exports)
     before = undefined_symbols(target.read_bytes(), "x")
-    subprocess.run(["patchelf", "--force-rpath", "--set-rpath", "$ORIGIN/" + "long" * 50, target], check=True)
+    subprocess.run([PATCHELF, "--force-rpath", "--set-rpath", "$ORIGIN/" + "long" * 50, target], check=True)
     assert undefined_symbols(target.read_bytes(), "x") == before
 
 
