@@ -112,7 +112,7 @@ def build(*, dry_run: bool, as_json: bool, **kwargs: Any) -> None:  # noqa: ANN4
             render.outline(decided, output, store, as_json=as_json)
             return
         prepared = prepare(decided, store, replace(settings, offline=settings.offline or dry_run), options, listener)
-        render.plan(summarise(prepared, store, output), as_json=as_json)
+        render.plan(summarise(prepared, output), as_json=as_json)
         if dry_run:
             return
         built = run_build(prepared, store, settings, output, listener)

@@ -44,7 +44,8 @@ class Prepared:
     """A plan with everything it needs at hand.
 
     keys: of all layers, in the order of the bundle: the interpreter, the wheels, the largest first, so that packing can
-    follow composing, and the bundle's own files. sizes: bytes of each wheel's files, by key.
+    follow composing, and the bundle's own files. known: the layers that the store has. sizes: bytes of each wheel's
+    files, by key.
     """
 
     outline: Outline
@@ -54,6 +55,7 @@ class Prepared:
     plan: Plan
     wheels: Mapping[str, WheelPlan]
     keys: tuple[str, ...]
+    known: Mapping[str, Layer | None]
     sizes: Mapping[str, int]
     left_out: tuple[LeftOut, ...]
     warnings: tuple[str, ...]
@@ -127,9 +129,11 @@ def prepare(outline: Outline, store: Store, settings: Settings, options: Options
         LeftOut(name=name, version=outline.lock.pins[name], reason=f"optional, and not to be had: {first_line(why)}")
         for name, why in missing.items()
     )  # fmt: skip
+    keys = (interpreter.key, *keyed, own_key)
     return Prepared(
         outline=outline, options=options, fetched=fetched, interpreter=interpreter, plan=plan, wheels=keyed,
-        keys=(interpreter.key, *keyed, own_key),
+        keys=keys,
+        known={key: find_layer(store, key) for key in keys},
         sizes={key: sizes[wheel.name] for key, wheel in keyed.items()}, left_out=(*outline.left_out, *left_out),
         warnings=(*outline.warnings, *interpreter.warnings, *_plan_warnings(plan)),
     )  # fmt: skip
@@ -153,16 +157,16 @@ def _plan_warnings(plan: Plan) -> list[str]:
     return [f"{one.subject}: {one.evidence}" for one in plan.findings if one.severity == "warning"]
 
 
-def summarise(prepared: Prepared, store: Store, output: Path) -> Summary:
+def summarise(prepared: Prepared, output: Path) -> Summary:
     """The plan as a person, or a program, reads it."""
     outline = prepared.outline
     sizes = {one.name: one.artifacts[0].size or 0 for one in outline.packages}
     layers = [
         PlannedLayer(name=wheel.name, version=wheel.version, key=key, size=sizes[wheel.name],
-                     cached=find_layer(store, key) is not None, edits=list(summary_edits(wheel)))
+                     cached=prepared.known[key] is not None, edits=list(summary_edits(wheel)))
         for key, wheel in prepared.wheels.items()
     ]  # fmt: skip
-    fingerprint = _fingerprint(prepared, store)
+    fingerprint = _fingerprint(prepared)
     return Summary(
         name=outline.name, recipe=f"{outline.recipe.name} {outline.recipe.version}", lock=outline.lock.filename,
         target=target_facts(outline), interpreter=outline.interpreter.label, torch=outline.torch, layers=layers,
@@ -171,10 +175,10 @@ def summarise(prepared: Prepared, store: Store, output: Path) -> Summary:
     )  # fmt: skip
 
 
-def _fingerprint(prepared: Prepared, store: Store) -> str:
+def _fingerprint(prepared: Prepared) -> str:
     """The fingerprint, when every layer is at hand; empty otherwise."""
-    layers = [find_layer(store, key) for key in prepared.keys]
-    return fingerprint_of([layer for layer in layers if layer]) if all(layers) else ""
+    layers = [layer for layer in prepared.known.values() if layer]
+    return fingerprint_of(layers) if len(layers) == len(prepared.known) else ""
 
 
 def target_facts(outline: Outline) -> dict[str, str]:
@@ -188,12 +192,12 @@ def build(prepared: Prepared, store: Store, settings: Settings, output: Path, li
     """Make the missing layers and join all into `output` (and `output`.sha256) as they become ready."""
     _check_output(output)
     with store.lock(f"output-{prepared.outline.name}"):
-        known = {key: find_layer(store, key) for key in prepared.keys}
-        layers = [layer for layer in known.values() if layer]
-        if len(layers) == len(known) and is_packed(output, fingerprint_of(layers)):
+        fingerprint = _fingerprint(prepared)
+        if fingerprint and is_packed(output, fingerprint):
+            layers = [layer for layer in prepared.known.values() if layer]
             return Built(path=output, digest=read_checksum(output), manifest=_manifest(prepared, layers),
                          up_to_date=True)  # fmt: skip
-        with contextlib.closing(_ready_layers(prepared, known, store, settings, listener)) as ready:
+        with contextlib.closing(_ready_layers(prepared, store, settings, listener)) as ready:
             digest, manifest = pack(store, ready, functools.partial(_manifest, prepared), output,
                                     mtime=prepared.options.mtime, listener=listener)  # fmt: skip
     return Built(path=output, digest=digest, manifest=manifest, up_to_date=False)
@@ -207,13 +211,14 @@ def _check_output(output: Path) -> None:
         raise HostError("is a folder", where=str(output), fix="Give the path of a file, or another --output folder.")
 
 
-def _ready_layers(prepared: Prepared, known: Mapping[str, Layer | None], store: Store, settings: Settings,
-                  listener: Listener) -> Generator[Ready, None, None]:  # fmt: skip
+def _ready_layers(
+    prepared: Prepared, store: Store, settings: Settings, listener: Listener
+) -> Generator[Ready, None, None]:
     """Every layer in the bundle's order, made by worker threads where the store does not have it.
 
     The first fault stops the rest, and so does closing the generator.
     """
-    missing = [key for key in prepared.wheels if known[key] is None]
+    missing = [key for key in prepared.wheels if prepared.known[key] is None]
     stop = threading.Event()
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(settings.jobs))
@@ -225,7 +230,7 @@ def _ready_layers(prepared: Prepared, known: Mapping[str, Layer | None], store: 
             tools = Tools(python=python, patches=_patches(prepared, missing))
             jobs = {key: pool.submit(_make, prepared, key, tools, store, stop, listener) for key in missing}
         for key in prepared.keys:
-            layer = jobs[key].result() if key in jobs else known[key]
+            layer = jobs[key].result() if key in jobs else prepared.known[key]
             assert layer is not None  # the two that no wheel brings are made while preparing
             yield Ready(key=key, layer=layer, fresh=key in jobs)
 
