@@ -7,14 +7,15 @@ frame with the seek table. `tar --zstd -xf` reads it as one archive; `open_bundl
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
+from composer._direct import CHUNK, DirectWriter, read_directly
 from composer._fs import atomic_file, host_errors, write_atomic
 from composer.errors import IntegrityError, VerifyError
 from composer.events import Event, Listener
@@ -27,8 +28,6 @@ from composer.steps.layer import SUFFIX, compressor
 from composer.steps.survey import mapped
 from composer.store import Store
 
-#: Bytes hashed and written per step.
-_CHUNK = 8 << 20
 _MANIFEST_LEVEL = 3
 
 
@@ -81,7 +80,7 @@ def pack(store: Store, layers: Iterable[Ready], manifest_of: Callable[[list[Laye
             copier.write(packed)
             frames.append(Frame(len(packed), len(plain)))
         copier.write(render_seek_table(frames))
-        digest = copier.digest()
+        digest = copier.finish()
     write_atomic(checksum_path(output), f"{digest}  {output.name}\n".encode())
     listener(Event(step="pack", subject=output.name, finished=True))
     return digest, manifest
@@ -111,11 +110,18 @@ def _manifest_segment(manifest: Manifest, mtime: int) -> bytes:
     )
 
 
+def _cached(path: Path, start: int, size: int) -> Iterator[memoryview]:
+    with mapped(path) as view:
+        whole = memoryview(view)
+        for offset in range(start, start + size, CHUNK):
+            yield whole[offset : min(offset + CHUNK, start + size)]
+
+
 class _Copier:
     """Copies files into one, while two other threads hash the whole and the part."""
 
     def __init__(self, out: IO[bytes], progress: Callable[[int], None]) -> None:
-        self._out = out
+        self._out = DirectWriter(out.fileno())
         self._progress = progress
         self._done = 0
         self._whole = hashlib.sha256()
@@ -126,20 +132,22 @@ class _Copier:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
+        self._out.close()
 
     def copy(self, path: Path, start: int, size: int, digest: str | None) -> None:
-        """Append bytes of a file; IntegrityError, and the file is gone, when `digest` is given and not their sha256."""
+        """Append bytes of a file; IntegrityError, and the file is gone, when `digest` is given and not their sha256.
+
+        Without a digest they were just written, so they are taken from the page cache.
+        """
         part = hashlib.sha256()
         hashes = (self._whole, part) if digest else (self._whole,)
-        with mapped(path) as view:
-            whole = memoryview(view)
-            for offset in range(start, start + size, _CHUNK):
-                # Not released by a `with`: on ^C or a full disk the other threads still read it.
-                chunk = whole[offset : min(offset + _CHUNK, start + size)]
-                pending = [self._pool.submit(one.update, chunk) for one in hashes]
+        for chunk in read_directly(path, start, size) if digest else _cached(path, start, size):
+            pending = [self._pool.submit(one.update, chunk) for one in hashes]
+            try:
                 self._append(chunk)
-                for one in pending:
-                    one.result()
+            finally:
+                # Also on ^C and a full disk: the threads read the chunk, which is not theirs.
+                wait(pending)
         if digest and part.hexdigest() != digest:
             path.unlink(missing_ok=True)
             raise IntegrityError("cached bytes are damaged", where=str(path), why=f"their sha256 is not {digest}",
@@ -150,8 +158,9 @@ class _Copier:
         self._whole.update(data)
         self._append(data)
 
-    def digest(self) -> str:
-        """sha256 of all that was appended."""
+    def finish(self) -> str:
+        """Write the last bytes; returns the sha256 of all."""
+        self._out.finish()
         return self._whole.hexdigest()
 
     def _append(self, data: bytes | memoryview) -> None:

@@ -9,8 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "composer"
 #: Rooms from the top down: a module imports from its own room or from those after it.
-ROOMS = ("cli", "steps", "interpreter", "proofs", "launchers", "_pip", "store", "_proc", "_fs", "formats", "model",
-         "events", "errors", "__init__")  # fmt: skip
+ROOMS = (
+    "cli", "steps", "interpreter", "proofs", "launchers", "_pip", "store", "_proc", "_direct", "_fs",
+    "formats", "model", "events", "errors", "__init__",
+)  # fmt: skip
 PURE = ("model", "formats")
 WORLDLY = {"os", "subprocess", "socket", "time", "shutil", "tempfile", "pathlib", "requests", "pip", "random"}
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if "runtime" not in path.parts)
