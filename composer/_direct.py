@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import mmap
 import os
 from collections.abc import Iterator
@@ -22,22 +23,24 @@ _BLOCK = 4096
 
 
 def read_directly(path: Path, start: int, size: int) -> Iterator[memoryview]:
-    """`size` bytes of a file from `start`, each piece valid until the next. HostError if there are fewer."""
+    """`size` bytes of a file from `start`. HostError if there are fewer.
+
+    A piece stays valid while the next one is read, and no longer: there are two buffers in turn.
+    """
+    buffers = itertools.cycle([mmap.mmap(-1, CHUNK), mmap.mmap(-1, CHUNK)])
     with contextlib.ExitStack() as stack:
         with host_errors(path):
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, handle)
-        buffer = stack.enter_context(mmap.mmap(-1, CHUNK))
         _set_direct(handle, wanted=True)
         while size:
-            skip = start % _BLOCK
+            buffer, skip = next(buffers), start % _BLOCK
             with host_errors(path):
                 count = _read_block(handle, buffer, start - skip)
                 if count <= skip:
                     raise OSError(errno.EIO, "ends too early", str(path))
             taken = min(count - skip, size)
-            with memoryview(buffer) as view, view[skip : skip + taken] as piece:
-                yield piece
+            yield memoryview(buffer)[skip : skip + taken]
             start, size = start + taken, size - taken
 
 

@@ -118,14 +118,14 @@ def _cached(path: Path, start: int, size: int) -> Iterator[memoryview]:
 
 
 class _Copier:
-    """Copies files into one, while two other threads hash the whole and the part."""
+    """Copies files into one; other threads read ahead and hash the whole and the part."""
 
     def __init__(self, out: IO[bytes], progress: Callable[[int], None]) -> None:
         self._out = DirectWriter(out.fileno())
         self._progress = progress
         self._done = 0
         self._whole = hashlib.sha256()
-        self._pool = ThreadPoolExecutor(2)
+        self._pool = ThreadPoolExecutor(3)
 
     def __enter__(self) -> _Copier:
         return self
@@ -141,7 +141,8 @@ class _Copier:
         """
         part = hashlib.sha256()
         hashes = (self._whole, part) if digest else (self._whole,)
-        for chunk in read_directly(path, start, size) if digest else _cached(path, start, size):
+        pieces = read_directly(path, start, size) if digest else _cached(path, start, size)
+        for chunk in self._ahead(pieces):
             pending = [self._pool.submit(one.update, chunk) for one in hashes]
             try:
                 self._append(chunk)
@@ -152,6 +153,13 @@ class _Copier:
             path.unlink(missing_ok=True)
             raise IntegrityError("cached bytes are damaged", where=str(path), why=f"their sha256 is not {digest}",
                                  fix="They were deleted from the store: run the same command again.")  # fmt: skip
+
+    def _ahead(self, pieces: Iterator[memoryview]) -> Iterator[memoryview]:
+        """The pieces; while one is worked on, the next is read."""
+        following = self._pool.submit(next, pieces, None)
+        while (piece := following.result()) is not None:
+            following = self._pool.submit(next, pieces, None)
+            yield piece
 
     def write(self, data: bytes) -> None:
         """Append bytes at hand."""
