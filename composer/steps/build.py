@@ -192,6 +192,7 @@ def build(prepared: Prepared, store: Store, settings: Settings, output: Path, li
     """Make the missing layers and join all into `output` (and `output`.sha256) as they become ready."""
     _check_output(output)
     with store.lock(f"output-{prepared.outline.name}"):
+        prepared = _with_what_others_made(prepared, store)
         fingerprint = _fingerprint(prepared)
         if fingerprint and is_packed(output, fingerprint):
             layers = [layer for layer in prepared.known.values() if layer]
@@ -201,6 +202,11 @@ def build(prepared: Prepared, store: Store, settings: Settings, output: Path, li
             digest, manifest = pack(store, ready, functools.partial(_manifest, prepared), output,
                                     mtime=prepared.options.mtime, listener=listener)  # fmt: skip
     return Built(path=output, digest=digest, manifest=manifest, up_to_date=False)
+
+
+def _with_what_others_made(prepared: Prepared, store: Store) -> Prepared:
+    """Another run may have made this very bundle while this one waited for the lock."""
+    return replace(prepared, known={key: layer or find_layer(store, key) for key, layer in prepared.known.items()})
 
 
 def _check_output(output: Path) -> None:

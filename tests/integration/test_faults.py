@@ -413,7 +413,8 @@ def test_builds_at_once_make_the_same_bundle(shared: str, warm: Stack, first: Fi
     for one, process in zip(others, processes, strict=True):
         one.end(process).ok()
         assert one.digest() == first.digest
-        assert one.leftovers() == []
+    # Only now: whoever ends first may find what the next one still holds open.
+    assert [one.leftovers() for one in others] == [[]] * 3
 
 
 def test_builds_at_once_from_nothing(fresh: Stack, first: First) -> None:
