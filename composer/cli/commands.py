@@ -51,7 +51,7 @@ _WORK_OPTIONS = (
 )  # fmt: skip
 _SHAPE_OPTIONS = (
     click.option("--compress", type=click.Choice(list(LEVELS)), default="default", show_default=True,
-                 help="fast: zstd 1; default: zstd 3; max: zstd 19 with long matching."),
+                 help="fast: zstd 1; default: zstd 3; max: zstd 19. All match over 64 MiB."),
     click.option("--bytecode/--no-bytecode", default=True, show_default=True, help="Compile modules ahead of time."),
     click.option("--output", "-o", type=_PATH, default=Path("dist"), show_default=True, help="Folder of the bundle."),
 )  # fmt: skip

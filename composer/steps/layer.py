@@ -28,18 +28,19 @@ FRAME = 64 << 20
 BLOB = 8 << 20
 #: What the compressed bytes of a layer or blob are called in the store, after their key.
 SUFFIX = ".zst"
-_LONG_WINDOW = 26
-_BLOB_VERSION = 1
+# Measured with 64 MiB frames: matches over 64 MiB take level 3 from 259 to 188 MB on libcusparseLt, from 307 to 293 MB on
+# cuDNN's engines and from 443 to 419 MB on libcublasLt, at no more CPU time; the shortest match of 64 gives 1 % less.
+_WINDOW_LOG = 26
+_SHORTEST_LONG_MATCH = 32
+_BLOB_VERSION = 2
 
 Progress = Callable[[int], None]
 
 
 def compressor(level: int) -> zstandard.ZstdCompressor:
-    """The compressor of a level; the highest ones also search a 64 MiB window, which stock decoders accept."""
-    if level < 16:
-        return zstandard.ZstdCompressor(level=level, write_checksum=True)
+    """The compressor of a level. It finds long matches in a whole frame, whose window stock decoders accept."""
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        level, enable_ldm=True, window_log=_LONG_WINDOW, write_checksum=True
+        level, enable_ldm=True, window_log=_WINDOW_LOG, ldm_min_match=_SHORTEST_LONG_MATCH, write_checksum=True
     )
     return zstandard.ZstdCompressor(compression_params=parameters)
 
