@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+
+from composer.errors import ElfError
+from composer.formats.gpu_code import read_gpu_code
+from composer.formats.slim import Slimmed, Tally, slim
+from composer.model.gpu import Selection
+from tests.elf_memory import sections
+from tests.fatbins import Parts, container, gpu_library, image, images
+from tests.shared_objects import gcc, library
+
+_SM90 = Selection(sms=(90,))
+_BIG = b"\x5a" * 20_000
+
+
+def _fat(*names: str, payload: bytes = _BIG) -> bytes:
+    """A container with images large enough for whole pages to become free."""
+    return container(
+        *(image(name[:3], int(name[3:].rstrip("af")), name[3:].lstrip("0123456789"), payload=payload) for name in names)
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("slim")
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> bytes:
+    parts = Parts(fatbins=[_fat("elf80", "elf90", "ptx90"), _fat("elf75"), _fat("elf90", "elf90a", "elf100")])
+    return gpu_library(folder / "lib.so", parts).read_bytes()
+
+
+def _bytes(result: Slimmed) -> bytes:
+    data = b"".join(result.pieces())
+    assert len(data) == result.size
+    return data
+
+
+def _kept(data: bytes) -> list[list[str]]:
+    code = read_gpu_code(data, "x.so")
+    assert code.doubts == ()
+    return [
+        [f"{one.kind}{one.sm}{one.variant}" for one in fatbin.entries]
+        for region in code.regions
+        for fatbin in region.containers
+    ]
+
+
+def test_only_the_selection_stays(data: bytes) -> None:
+    result = slim(data, "x.so", _SM90)
+    assert (result.how, result.why, result.debug) == ("shrunk", None, 0)
+    size = 64 + len(_BIG)
+    assert (result.kept, result.dropped) == (Tally(3, 3 * size), Tally(4, 4 * size))
+    assert 0 <= len(data) - result.size - 3 * size < size
+    new = _bytes(result)
+    assert _kept(new) == [["elf90"], [], ["elf90", "elf90a"]]
+    assert sections(new)[".nv_fatbin"][5] == 3 * size + 3 * 16
+
+
+def test_every_image_that_stays_is_the_same(data: bytes) -> None:
+    new = _bytes(slim(data, "x.so", _SM90))
+    before, after = (read_gpu_code(one, "x.so") for one in (data, new))
+    old = [
+        one for fatbin in before.regions[0].containers for one in fatbin.entries if one.sm == 90 and one.kind == "elf"
+    ]
+    now = [one for fatbin in after.regions[0].containers for one in fatbin.entries]
+    assert [data[one.start : one.end] for one in old] == [new[one.start : one.end] for one in now]
+
+
+def test_all_targets_change_nothing(data: bytes) -> None:
+    result = slim(data, "x.so", Selection())
+    assert (result.how, result.why, result.dropped) == ("unchanged", None, Tally(0, 0))
+    assert _bytes(result) == data
+
+
+def test_a_selection_that_keeps_everything_changes_nothing(folder: Path) -> None:
+    data = gpu_library(folder / "same.so", Parts(fatbins=[images("elf90"), images("elf90a", "elf90")])).read_bytes()
+    result = slim(data, "x.so", _SM90)
+    assert (result.how, result.kept.images, result.dropped) == ("unchanged", 3, Tally(0, 0))
+    assert _bytes(result) == data
+
+
+def test_slimming_twice_changes_nothing(data: bytes) -> None:
+    new = _bytes(slim(data, "x.so", _SM90))
+    again = slim(new, "x.so", _SM90)
+    assert (again.how, again.kept.images) == ("unchanged", 3)
+
+
+def test_no_gpu_code(folder: Path) -> None:
+    data = library(folder / "plain.so").read_bytes()
+    result = slim(data, "x.so", _SM90)
+    assert (result.how, result.why, result.kept, result.dropped) == ("unchanged", None, Tally(0, 0), Tally(0, 0))
+    assert _bytes(result) == data
+
+
+def test_debug_symbols_and_gpu_code_in_one_pass(folder: Path) -> None:
+    parts = Parts(fatbins=[_fat("elf80", "elf90")])
+    data = gpu_library(folder / "debug.so", parts, "-g").read_bytes()
+    result = slim(data, "x.so", _SM90, debug=True)
+    assert (result.how, result.why) == ("shrunk", None)
+    assert result.debug > 300
+    assert not {".symtab", ".debug_info"} & set(sections(_bytes(result)))
+    only = slim(data, "x.so", Selection(), debug=True)
+    assert (only.how, only.dropped, only.debug) == ("shrunk", Tally(0, 0), result.debug)
+
+
+def test_symbols_that_stay_follow_their_code(folder: Path) -> None:
+    parts = Parts(fatbins=[_fat("elf80", "elf90"), _fat("elf90")])
+    data = gpu_library(folder / "symbols.so", parts).read_bytes()
+    new = _bytes(slim(data, "x.so", _SM90))
+    assert _symbol(data, "fatbin_1") - _symbol(data, "fatbin_0") == 2 * (64 + len(_BIG)) + 16
+    assert _symbol(new, "fatbin_1") - _symbol(new, "fatbin_0") == 64 + len(_BIG) + 16
+    assert _symbol(new, "wrapper_1") == _symbol(data, "wrapper_1")
+
+
+def _symbol(data: bytes, name: str) -> int:
+    table, strings = sections(data)[".symtab"], sections(data)[".strtab"]
+    for at in range(table[4], table[4] + table[5], 24):
+        text, _, _, _, value, _ = struct.unpack_from("<IBBHQQ", data, at)
+        if data[strings[4] + text :].startswith(name.encode() + b"\0"):
+            return value
+    raise AssertionError(name)
+
+
+def test_doubts_leave_the_code_alone(folder: Path) -> None:
+    extra = '.data\n.8byte fatbin_0 + 40\n.section .debug_x,"",%progbits\n.ascii "symbols"'
+    parts = Parts(fatbins=[_fat("elf80", "elf90")], extra=extra)
+    data = gpu_library(folder / "doubt.so", parts).read_bytes()
+    result = slim(data, "x.so", _SM90)
+    assert (result.how, result.kept.images, result.dropped) == ("unchanged", 2, Tally(0, 0))
+    assert re.fullmatch(r"the GPU code stays: something points into \.nv_fatbin, at .*0x.*", result.why or "")
+    assert _bytes(result) == data
+    cut = slim(data, "x.so", _SM90, debug=True)
+    assert (cut.how, cut.why, cut.dropped) == ("shrunk", result.why, Tally(0, 0))
+    assert ".debug_x" not in sections(_bytes(cut))
+
+
+def test_pinned_containers_stay_where_they_are(folder: Path) -> None:
+    """And so does what comes before them."""
+    fatbins = [_fat("elf80", "elf90"), _fat("elf80", "elf90"), _fat("elf80", "elf90")]
+    data = gpu_library(folder / "pinned.so", Parts(fatbins=fatbins, unwrapped=[1])).read_bytes()
+    code = read_gpu_code(data, "x.so")
+    (pinned,) = code.pinned
+    new = _bytes(slim(data, "x.so", _SM90))
+    assert _kept(new) == [["elf80", "elf90"], ["elf80", "elf90"], ["elf90"]]
+    after = read_gpu_code(new, "x.so")
+    region, before = after.regions[0], code.regions[0]
+    assert after.pinned == {pinned - before.offset + region.offset}
+    assert region.containers[1].end - region.offset == before.containers[1].end - before.offset
+
+
+def test_items_keep_their_order_and_their_other_data(folder: Path) -> None:
+    items = [b"data ahead", _fat("elf100"), _fat("elf90", "elf100"), b"data behind"]
+    data = gpu_library(folder / "items.so", Parts(fatbins=[_fat("elf90")], items=items)).read_bytes()
+    new = _bytes(slim(data, "x.so", _SM90))
+    code = read_gpu_code(new, "x.so")
+    region = next(one for one in code.regions if one.name == ".cask_resource")
+    assert code.doubts == ()
+    found = [(new[item.start : item.end], item.container) for item in region.items]
+    assert [content[:11].rstrip(b"\0") for content, one in found if not one] == [items[0], items[3]]
+    assert [[entry.sm for entry in one.entries] for _, one in found if one] == [[], [90]]
+    assert [len(content) for content, one in found if one] == [16 + 8, 16 + 64 + len(_BIG) + 8]
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_where_nothing_can_leave_it_is_zeroed(folder: Path, debug: bool) -> None:
+    """The program headers of what has an interpreter cannot move, so that no segment can be split."""
+    parts = Parts(
+        fatbins=[_fat("elf80", "elf90"), _fat("elf90")],
+        extra='.section .interp,"a",%progbits\n.asciz "/lib64/ld-linux-x86-64.so.2"',
+    )
+    data = gpu_library(folder / "interp.so", parts, "-g").read_bytes()
+    result = slim(data, "x.so", _SM90, debug=debug)
+    assert result.why == "the program headers of a program cannot move"
+    assert result.dropped.images == 1
+    new = _bytes(result)
+    assert _kept(new) == [["elf90"], ["elf90"]]
+    row, old = sections(new)[".nv_fatbin"], sections(data)[".nv_fatbin"]
+    assert new[row[4] + row[5] : row[4] + old[5]] == bytes(old[5] - row[5])
+    assert (result.how, result.debug > 0) == (("shrunk", True) if debug else ("compacted", False))
+
+
+def test_debug_symbols_that_cannot_leave(folder: Path) -> None:
+    parts = Parts(fatbins=[_fat("elf80", "elf90")])
+    data = gpu_library(folder / "relocs.so", parts, "-Wl,--emit-relocs").read_bytes()
+    result = slim(data, "x.so", _SM90, debug=True)
+    assert (result.how, result.dropped.images, result.debug) == ("shrunk", 1, 0)
+    assert "refers to .symtab" in (result.why or "")
+
+
+def test_not_an_object() -> None:
+    with pytest.raises(ElfError, match=r"x\.so: not an ELF object"):
+        slim(b"#!/bin/sh\necho hello\n", "x.so", _SM90, debug=True)
+
+
+def test_debug_symbols_of_a_relocatable_object(folder: Path) -> None:
+    path = folder / "one.o"
+    gcc("-c", "-o", path, source="int one;")
+    result = slim(path.read_bytes(), "one.o", _SM90, debug=True)
+    assert (result.how, result.why) == ("unchanged", "not a shared object")
