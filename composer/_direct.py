@@ -13,6 +13,7 @@ import itertools
 import mmap
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from composer._fs import host_errors
@@ -55,16 +56,22 @@ def _read_block(handle: int, buffer: mmap.mmap, offset: int) -> int:
 
 
 class DirectWriter:
-    """Appends to an open, empty file. Nothing else may write to it before `finish`."""
+    """Appends to an open, empty file; a thread writes one buffer while the next is filled.
+
+    Nothing else may write to the file before `finish`. OSError as of write(2) comes from whichever call follows it.
+    """
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
-        self._buffer = mmap.mmap(-1, CHUNK)
+        self._buffer, self._spare = mmap.mmap(-1, CHUNK), mmap.mmap(-1, CHUNK)
         self._filled = 0
+        self._pool = ThreadPoolExecutor(1)
+        # The thread starts here and not with the first buffer: ^C in the midst of that would leave it behind, writing.
+        self._writing: Future[None] = self._pool.submit(lambda: None)
         _set_direct(handle, wanted=True)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append `data`. OSError as of write(2)."""
+        """Append `data`, which is copied."""
         view = memoryview(data)
         while view:
             taken = min(len(view), CHUNK - self._filled)
@@ -75,21 +82,34 @@ class DirectWriter:
                 self._flush()
 
     def finish(self) -> None:
-        """Write what is left. The last bytes fill no block, so they go the ordinary way."""
+        """Write what is left and wait for it. The last bytes fill no block, so they go the ordinary way."""
+        self._wait()
         _set_direct(self._handle, wanted=False)
         self._flush()
+        self._wait()
 
     def close(self) -> None:
-        """Drop the buffer."""
+        """Drop the buffers, once the thread is done with them."""
+        self._pool.shutdown()
         self._buffer.close()
+        self._spare.close()
 
     def _flush(self) -> None:
-        with memoryview(self._buffer) as view:
-            done = 0
-            while done < self._filled:
-                with view[done : self._filled] as rest:
-                    done += self._write(rest)
+        """Hand the filled buffer to the thread, and go on with the other one."""
+        self._wait()
+        self._writing = self._pool.submit(self._write_all, self._buffer, self._filled)
+        self._buffer, self._spare = self._spare, self._buffer
         self._filled = 0
+
+    def _wait(self) -> None:
+        self._writing.result()
+
+    def _write_all(self, buffer: mmap.mmap, size: int) -> None:
+        with memoryview(buffer) as view:
+            done = 0
+            while done < size:
+                with view[done:size] as rest:
+                    done += self._write(rest)
 
     def _write(self, rest: memoryview) -> int:
         try:
