@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -28,6 +29,11 @@ from composer.interpreter.tree import (
 # An empty folder cannot be in a tar layer by files alone; without this one, site.py would not make it a site folder.
 _SITE_README: Final = b"The distributions of this bundle.\n"
 _FALLBACK: Final = "_compose_fallback"
+_HOST: Final = "_compose_host"
+# Without `home`, which would be a fixed folder of one host: CPython 3.10 to 3.13 then take the standard library from
+# PYTHONHOME or from where they were installed, and this folder as the prefix. 3.14 moved the decision to getpath.
+_PYVENV: Final = b"include-system-site-packages = false\n"
+_HOST_MINORS: Final = ("3.10", "3.11", "3.12", "3.13")
 
 
 class Provider(Protocol):
@@ -69,8 +75,8 @@ class PathProvider:
                 *_programs(objects, minor, work),
                 *_stdlib(found),
                 *_headers(found),
-                *_fallback_libraries(runtime, minor),
-                *_notices(objects, runtime),
+                *_fallback_libraries(runtime, f"lib/python{minor}"),
+                *_notices(_copied(objects, runtime)),
             ],
             key=lambda entry: entry.path,
         )
@@ -105,31 +111,51 @@ class ArchiveProvider:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostProvider:
-    """No CPython in the bundle: bin/python finds the host's, checks it, and shows it this bundle's distributions only.
+    """No CPython in the bundle: bin/python finds the host's when it is started, and starts it as if it lay here.
 
-    What follows from a foreign prefix: sys.prefix is the host's, and `python -I` or `-E` does not see the bundle.
+    To Python it is a virtual environment: sys.prefix and sys.executable are the bundle's, sys.base_prefix the host's;
+    the host's distributions and .pth files are not seen, its sitecustomize is, and `-I` works. Only a CPython that was
+    moved after it was built (python-build-standalone, uv) does not start with `-I` or `-E`: it needs PYTHONHOME.
     """
 
     def tree(self, minor: str, work: Path) -> InterpreterTree:
-        """A launcher, its sitecustomize and an empty site-packages; `version` is the minor, `work` is not used."""
+        """A launcher, the mark of a prefix and this machine's libstdc++ for hosts without; `version` is the minor.
+
+        `work` is not used. Raises HostError for a minor version whose start is not known to work this way.
+        """
         del work
-        launcher = _travelling("host_python.sh").replace(b"@MINOR@", minor.encode())
-        base = f"lib/python{minor}"
-        entries = (
-            # Not links: to follow one, sh would need a program of the host.
-            *(file_entry(f"bin/python{suffix}", launcher, mode=PROGRAM_MODE) for suffix in ("", "3", minor)),
-            file_entry(f"{base}/_compose_host/sitecustomize.py", _travelling("host_site.py")),
-            file_entry(f"{base}/site-packages/README.txt", _SITE_README),
-        )
+        if minor not in _HOST_MINORS:
+            raise HostError(f"CPython {minor} of a host cannot be used without bundling it", where="--python host",
+                            fix=f"Bundle one (--python PATH); known are {', '.join(_HOST_MINORS)}.")  # fmt: skip
+        runtime = host_runtime(Path(sys.executable).resolve())
+        entries = sorted(
+            [*_host_entries(minor), *_fallback_libraries(runtime, f"lib/python{minor}/site-packages"),
+             *_notices(runtime)],
+            key=lambda entry: entry.path,
+        )  # fmt: skip
         return InterpreterTree(
             version=minor,
             minor=minor,
             provider="host",
             glibc_floor=glibc_floor(()),
             digest=tree_digest(entries),
-            entries=entries,
-            warnings=(f"no interpreter in the bundle: it needs a CPython {minor} on the host",),
+            entries=tuple(entries),
+            warnings=(
+                f"no interpreter in the bundle: it needs a CPython {minor} on the host",
+                *_library_warnings(runtime, runtime, glibc_floor(())),
+            ),
         )
+
+
+def _host_entries(minor: str) -> Iterator[TreeEntry]:
+    launcher = _travelling("host_python.sh").replace(b"@MINOR@", minor.encode())
+    site = f"lib/python{minor}/site-packages"
+    for suffix in ("", "3", minor):  # not links: to follow one, sh would need a program of the host
+        yield file_entry(f"bin/python{suffix}", launcher, mode=PROGRAM_MODE)
+    yield file_entry("pyvenv.cfg", _PYVENV)
+    yield file_entry(f"{site}/{_HOST}.py", _travelling("host_home.py"))
+    yield file_entry(f"{site}/{_HOST}.pth", f"import {_HOST}\n".encode())
+    yield file_entry(f"{site}/README.txt", _SITE_README)
 
 
 def _programs(objects: Objects, minor: str, work: Path) -> Iterator[TreeEntry]:
@@ -186,16 +212,17 @@ def _headers(found: Installation) -> Iterator[TreeEntry]:
         yield file_entry(f"{base}/{path}", platform if path == "pyconfig.h" and platform.is_file() else source)
 
 
-def _fallback_libraries(runtime: dict[str, Path], minor: str) -> Iterator[TreeEntry]:
-    """libstdc++, libgcc_s and libz for a host without them.
+def _fallback_libraries(runtime: dict[str, Path], modules: str) -> Iterator[TreeEntry]:
+    """libstdc++, libgcc_s and libz for a host without them; what loads them is a module in the folder `modules`.
 
     Not in lib/: there, the search path would prefer them to a newer libstdc++ of the host, which can not be known when
     a bundle is built, and a Debian 12 libstdc++ would raise the floor to 2.36 for every host (arc4random).
     """
     for name, path in runtime.items():
         yield file_entry(f"lib/fallback/{name}", path, mode=PROGRAM_MODE)
-    yield file_entry(f"lib/python{minor}/{_FALLBACK}.py", _travelling("fallback_libraries.py"))
-    yield file_entry(f"lib/python{minor}/site-packages/{_FALLBACK}.pth", f"import {_FALLBACK}\n".encode())
+    site = f"{modules.removesuffix('/site-packages')}/site-packages"
+    yield file_entry(f"{modules}/{_FALLBACK}.py", _travelling("fallback_libraries.py"))
+    yield file_entry(f"{site}/{_FALLBACK}.pth", f"import {_FALLBACK}\n".encode())
 
 
 def _travelling(name: str) -> bytes:
@@ -211,20 +238,23 @@ def _copied(objects: Objects, runtime: dict[str, Path]) -> dict[str, Path]:
     return {**libraries, **runtime}
 
 
-def _notices(objects: Objects, runtime: dict[str, Path]) -> Iterator[TreeEntry]:
-    for name, notice in sorted(notices(_copied(objects, runtime)).items()):
+def _notices(copied: dict[str, Path]) -> Iterator[TreeEntry]:
+    for name, notice in sorted(notices(copied).items()):
         yield file_entry(f"share/licenses/{name}/copyright", notice)
 
 
 def _warnings(found: Installation, objects: Objects, runtime: dict[str, Path]) -> Iterator[str]:
     if not found.include.is_dir():
         yield f"no Python.h beside {found.program}: code that is compiled at run time will not build"
-    copied = _copied(objects, runtime)
+    yield from _library_warnings(_copied(objects, runtime), runtime, objects.glibc_floor)
+
+
+def _library_warnings(copied: dict[str, Path], runtime: dict[str, Path], lowest: str) -> Iterator[str]:
     unnoticed = sorted(copied.keys() - notices(copied).keys())
     if unnoticed:
         yield f"no licence notice found for {', '.join(unnoticed)}"
     floor = glibc_floor(read_object(path).elf for path in runtime.values())
-    if version_key(floor) > version_key(objects.glibc_floor):
+    if version_key(floor) > version_key(lowest):
         yield f"a host without libstdc++ needs glibc {floor}: the copy for it comes from this machine"
     if not runtime:
         yield "no libstdc++ on this machine: the bundle needs the host's"

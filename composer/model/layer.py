@@ -33,7 +33,7 @@ class RequiresChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileChange(msgspec.Struct, frozen=True, kw_only=True):
-    """An edit of one file: kind is `patch`, `rpath` or `record`."""
+    """An edit of one file: kind is `patch`, `rpath`, `slim` or `record`, or `stub` for what stands in for one."""
 
     kind: str
     path: str

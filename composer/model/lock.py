@@ -24,6 +24,8 @@ from composer.errors import LockError
 
 #: Where a lock expects its artifacts, relative to itself.
 WHEELHOUSE = "wheelhouse"
+#: The pseudo index of a distribution that the recipe names as a local file.
+FILE = "file"
 
 _T = TypeVar("_T")
 _SCHEMA = 1
@@ -50,7 +52,8 @@ class Artifact:
 class LockedPackage:
     """One distribution at one version.
 
-    index: the name of the only index that may be asked for it; a URL source has the pseudo index `url`.
+    index: the name of the only index that may be asked for it; a URL source has the pseudo index `url`,
+    a local file of the recipe `file`.
     requires_python: its Requires-Python, if it has one.
     optional: a build goes on without it when it cannot be reached, and says so.
     """
@@ -266,12 +269,12 @@ def parse_lock(text: str, where: str) -> Lock:
 def _parse_pylock(text: str, where: str) -> Pylock:
     try:
         return Pylock.from_dict(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as fault:
-        raise LockError("not TOML", where=where, why=str(fault), fix=_RELOCK) from fault
     except PylockValidationError as fault:
         place = f"{where}: {fault.context}" if fault.context else where
         what = fault.message[:1].lower() + fault.message[1:]
         raise LockError(what, where=place, fix=_RELOCK, reference="PEP 751") from fault
+    except ValueError as fault:  # not TOML, or a number of more than 4,300 digits
+        raise LockError("not TOML", where=where, why=str(fault), fix=_RELOCK) from fault
     except RecursionError as fault:
         raise LockError("nested too deeply", where=where, fix=_RELOCK) from fault
 

@@ -16,6 +16,8 @@ SCHEMA = 1
 MANIFEST_PATH = "share/compose/manifest.json"
 #: The manifest's fingerprint as text, for programs of the bundle that should not parse megabytes at their start.
 FINGERPRINT_PATH = "share/compose/fingerprint"
+#: `interpreter` of a bundle that carries none.
+HOST = "host"
 
 
 class Floor(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +38,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything known about a bundle.
 
     fingerprint: sha256 over the layers' digests; equal fingerprints mean equal content. torch: how PyTorch was had.
+    slim: which objects were made smaller (`free`, `all`, `none`); after `all` the bundle must not be passed on.
     """
 
     schema: int = SCHEMA
@@ -48,6 +51,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     interpreter: str
     torch: str
+    slim: str = "none"
     serve: str | None
     floors: Mapping[str, Floor]
     checks: Sequence[Check]

@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name, is_normalized_name
+from packaging.utils import InvalidWheelFilename, canonicalize_name, is_normalized_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
 from composer.errors import RecipeError
@@ -19,7 +20,11 @@ from composer.model.target import Target
 
 SCHEMA = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+#: `pypi` is whatever pip is configured with; the others stand in a lock for a url and for a local file.
+_RESERVED_INDEXES = ("pypi", "url", "file")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+#: Characters of a stub's message.
+_MOST_MESSAGE = 500
 #: Variables that change which code every program on the host runs; a recipe may not set them.
 _FORBIDDEN_ENVIRONMENT = re.compile(r"LD_.*|PYTHON.*|PATH|HOME|SHELL|IFS|ENV|BASH_ENV")
 
@@ -70,6 +75,23 @@ class RpathRule(Record, frozen=True, kw_only=True):
     reason: str
 
 
+class Slim(Record, frozen=True, kw_only=True):
+    """Objects of a distribution that may be made smaller for the target (globs below site-packages).
+
+    licence: what allows their modification (SPDX); text: its file in the distribution's `.dist-info`, and the sha256 of
+    the text that was read when this was decided: under another text nothing is modified. gpu: cut GPU code that the
+    target cannot run. keep_ptx: keep the newest PTX, from which later GPUs compile. debug: cut symbols for debuggers.
+    """
+
+    files: tuple[str, ...]
+    licence: str
+    text: str
+    sha256: str
+    gpu: bool = True
+    keep_ptx: bool = False
+    debug: bool = True
+
+
 class PthFile(Record, frozen=True, kw_only=True):
     """A `.pth` file that may stay: it runs at every start of the interpreter, so its bytes are pinned."""
 
@@ -82,6 +104,7 @@ class Component(Record, frozen=True, kw_only=True):
     """One distribution of the stack: where it comes from and what is changed in it.
 
     version: makes the distribution a root of the resolution; without it the entry only edits what the lock holds.
+    path: a wheel on this machine, absolute or relative to the recipe's folder (loading makes it so for included files).
     sm: targets that need the distribution; empty for all (`reason` says why it is limited).
     tool: needed to compose, not to serve: locked and fetched, but not part of the bundle.
     """
@@ -90,6 +113,7 @@ class Component(Record, frozen=True, kw_only=True):
     version: str | None = None
     index: str = "pypi"
     url: str | None = None
+    path: str | None = None
     sha256: str | None = None
     size: int | None = None
     optional: bool = False
@@ -102,6 +126,7 @@ class Component(Record, frozen=True, kw_only=True):
     links: tuple[Link, ...] = ()
     rpath: tuple[RpathRule, ...] = ()
     pth: tuple[PthFile, ...] = ()
+    slim: Slim | None = None
     imports: tuple[str, ...] = ()
     needs_driver: bool = False
 
@@ -159,6 +184,31 @@ class NativeModule(Record, frozen=True, kw_only=True):
     release: Release | None = None
 
 
+class Stub(Record, frozen=True, kw_only=True):
+    """A library that the stack links and never calls: a generated one takes its place.
+
+    library: the real one below site-packages; it is left out. symbols: patterns of the names that are its interface,
+    and no others: a stand-in for the C++ runtime that some libraries export, too, would answer for everybody's. Every
+    function writes a line with `message` to standard error and returns `status` (one that the library's callers take
+    for a refusal; 64 bits), or, with `abort`, ends the process. texts: patterns of the functions that return a text,
+    such as the name of a status; they return the message.
+    """
+
+    library: str
+    distribution: str
+    symbols: tuple[str, ...]
+    reason: str
+    message: str
+    status: int | None = None
+    abort: bool = False
+    texts: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """For a person who reads a plan."""
+        return f"{self.library.rpartition('/')[2]} of {self.distribution}: {self.reason}"
+
+
 class Recipe(Record, frozen=True, kw_only=True):
     """A stack on one lane (version set). See docs/reference/recipe.md for every key."""
 
@@ -180,6 +230,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     refuse: tuple[Refusal, ...] = ()
     interpreter: tuple[Archive, ...] = ()
     native: tuple[NativeModule, ...] = ()
+    stub: tuple[Stub, ...] = ()
     environment: Mapping[str, str] = {}
     serve: str | None = None
 
@@ -188,11 +239,13 @@ class Recipe(Record, frozen=True, kw_only=True):
         return f"{self.name}-{target.slug}"
 
     def component_of(self, name: str) -> Component:
-        """The entry for a distribution (normalised name), or one that changes nothing."""
-        for component in self.component:
-            if component.name == name:
-                return component
-        return Component(name=name)
+        """The entry for a distribution (normalised name), or one that changes nothing; without what stubs replace."""
+        component = next((one for one in self.component if one.name == name), Component(name=name))
+        replaced = tuple(
+            Prune(paths=(one.library,), reason=f"a stub takes its place: {one.reason}")
+            for one in self.stub if one.distribution == name
+        )  # fmt: skip
+        return msgspec.structs.replace(component, prune=(*component.prune, *replaced)) if replaced else component
 
     def composed(self, name: str, sm: int) -> bool:
         """Whether the distribution belongs in a bundle for this SM."""
@@ -241,8 +294,15 @@ def parse_recipe(data: Mapping[str, Any], where: str) -> Recipe:
         raise RecipeError(f"recipe schema {data.get('schema')!r} is not {SCHEMA}", where=f"{where}: schema",
                           fix="Use the version of compose that this recipe was written for.")  # fmt: skip
     recipe = convert(data, Recipe, where)
-    RecipeError.collect([RecipeError(what, where=f"{where}: {path}") for path, what in _contradictions(recipe)])
+    check_recipe(recipe, where)
+    if not recipe.component:  # an overlay, which is checked as a recipe, may have none
+        raise RecipeError("must hold at least one", where=f"{where}: component")
     return recipe
+
+
+def check_recipe(recipe: Recipe, where: str) -> None:
+    """RecipeError with every value that has the right type and cannot be meant."""
+    RecipeError.collect([RecipeError(what, where=f"{where}: {path}") for path, what in _contradictions(recipe)])
 
 
 def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -258,6 +318,7 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield from _text_faults(recipe)
     yield from _component_faults(recipe)
     yield from _native_faults(recipe)
+    yield from _stub_faults(recipe)
     yield from _requires_faults(recipe)
     yield from _source_faults(recipe)
     for index, refusal in enumerate(recipe.refuse):
@@ -288,6 +349,8 @@ def _component_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"{path}.version", f"{one.version!r} is not a version (PEP 440)"
         if one.untouched and (one.patches or one.prune):
             yield f"{path}.untouched", "contradicts the patches and prunes of the same component"
+        if one.slim and recipe.untouched_reason(one.name):
+            yield f"{path}.slim", "contradicts the rule by which the distribution is untouched"
         if one.sm and not one.reason:
             yield f"{path}.reason", "must say why the distribution is limited to some SMs"
         for key, fault in _content_faults(one):
@@ -302,6 +365,12 @@ def _content_faults(one: Component) -> Iterator[tuple[str, str]]:
     for key, pattern in _globs_of(one):
         if fault := _glob_fault(pattern):
             yield key, fault
+    if one.slim and not one.slim.files:
+        yield "slim.files", "must name at least one file"
+    if one.slim and not (one.slim.licence.strip() and one.slim.licence.isprintable()):
+        yield "slim.licence", "must name the licence that allows the change"
+    if one.slim and not _SHA256.fullmatch(one.slim.sha256):
+        yield "slim.sha256", "must be the 64 hex digits of the licence's text"
     for number, module in enumerate(one.imports):
         if not all(part.isidentifier() for part in module.split(".")):
             yield f"imports[{number}]", f"{module!r} is not the name of a module"
@@ -318,6 +387,8 @@ def _paths_of(one: Component) -> Iterator[tuple[str, str]]:
     for number, rule in enumerate(one.rpath):
         for text in rule.folders:
             yield f"rpath[{number}].folders", text
+    if one.slim:
+        yield "slim.text", one.slim.text
 
 
 def _globs_of(one: Component) -> Iterator[tuple[str, str]]:
@@ -328,6 +399,8 @@ def _globs_of(one: Component) -> Iterator[tuple[str, str]]:
     for number, rpath in enumerate(one.rpath):
         for text in rpath.files:
             yield f"rpath[{number}].files", text
+    for text in one.slim.files if one.slim else ():
+        yield "slim.files", text
 
 
 def _glob_fault(pattern: str) -> str | None:
@@ -349,10 +422,31 @@ def _native_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
                 yield f"native[{index}].{key}", f"{text!r} must be a relative path without '..' or braces"
 
 
+def _stub_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    libraries = [one.library for one in recipe.stub]
+    for index, one in enumerate(recipe.stub):
+        path = f"stub[{index}]"
+        if not _is_inside(one.library) or any(letter in one.library for letter in "*?["):
+            yield f"{path}.library", f"{one.library!r} must be a relative path without '..' or wildcards"
+        if one.library in libraries[:index]:
+            yield f"{path}.library", f"{one.library!r} is replaced twice"
+        if not is_normalized_name(one.distribution):
+            yield f"{path}.distribution", f"{one.distribution!r} is not a normalised name"
+        if not one.symbols:
+            yield f"{path}.symbols", "must name the library's functions, such as 'cufft*'"
+        if (one.status is None) != one.abort:
+            yield f"{path}.status", "must be given, or `abort = true`, and not both"
+        if one.status is not None and not -0x10000 <= one.status <= 0xFFFF:
+            yield f"{path}.status", "must be from -65536 to 65535"
+        if not one.message.isprintable() or not 0 < len(one.message) <= _MOST_MESSAGE:
+            yield f"{path}.message", f"must be one line of at most {_MOST_MESSAGE} characters"
+
+
 def _requires_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for index, edit in enumerate(recipe.requires):
-        if not is_normalized_name(edit.name):
-            yield f"requires[{index}].name", f"{edit.name!r} is not normalised; write {canonicalize_name(edit.name)!r}"
+        for key, name in (("name", edit.name), ("of", edit.of)):
+            if name is not None and not is_normalized_name(name):
+                yield f"requires[{index}].{key}", f"{name!r} is not normalised; write {canonicalize_name(name)!r}"
         if edit.to is None:
             continue
         try:
@@ -365,17 +459,14 @@ def _requires_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def _source_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for index, one in enumerate(recipe.component):
         path = f"component[{index}]"
-        if one.url is None:
+        if one.url is None and one.path is None:
             if one.index != "pypi" and one.index not in recipe.indexes:
                 yield f"{path}.index", f"{one.index!r} is not listed under [indexes]"
-            if one.sha256 is not None:
-                yield f"{path}.sha256", "is only meant beside a url"
+            for key in ("sha256", "size"):
+                if getattr(one, key) is not None:
+                    yield f"{path}.{key}", "is only meant beside a url or a path"
             continue
-        yield from _url_faults(f"{path}.url", one.url)
-        if not one.sha256 or not _SHA256.fullmatch(one.sha256):
-            yield f"{path}.sha256", "must be the 64 hex digits of what the url serves"
-        if one.version is None:
-            yield f"{path}.version", "must be given beside a url"
+        yield from ((f"{path}.{key}", fault) for key, fault in _pinned_faults(one))
     archives: list[tuple[str, Archive | Release]] = [
         *((f"interpreter[{index}]", one) for index, one in enumerate(recipe.interpreter)),
         *((f"native[{index}].release", one.release) for index, one in enumerate(recipe.native) if one.release),
@@ -386,6 +477,39 @@ def _source_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"{path}.sha256", "must be 64 hex digits"
     for name, url in recipe.indexes.items():
         yield from _url_faults(f"indexes.{name}", url)
+        if name in _RESERVED_INDEXES:
+            yield f"indexes.{name}", "is what a lock calls another source"
+
+
+def _pinned_faults(one: Component) -> Iterator[tuple[str, str]]:
+    """(key, fault) of a distribution that comes from a url or a local file."""
+    source = "url" if one.url is not None else "path"
+    if one.url is not None and one.path is not None:
+        yield "path", "contradicts the url of the same component"
+    if one.index != "pypi":
+        yield "index", f"contradicts the {source} of the same component"
+    if one.url is not None:
+        yield from _url_faults("url", one.url)
+    if one.path is not None and (fault := _wheel_path_fault(one, one.path)):
+        yield "path", fault
+    if not one.sha256 or not _SHA256.fullmatch(one.sha256):
+        yield "sha256", "must be the 64 hex digits of " + ("what the url serves" if source == "url" else "the file")
+    if one.size is not None and one.size < 1:
+        yield "size", "must be the number of bytes"
+    if one.version is None:
+        yield "version", f"must be given beside a {source}"
+
+
+def _wheel_path_fault(one: Component, path: str) -> str | None:
+    if not path.isprintable() or "\\" in path or path.startswith("-"):
+        return f"{path!r} is not a plain path"
+    try:
+        name, version, *_ = parse_wheel_filename(path.rpartition("/")[2])
+    except InvalidWheelFilename as fault:
+        return f"{path!r} is not a wheel: {fault}"
+    if name != one.name or (one.version and _is_version(one.version) and version != Version(one.version)):
+        return f"{path!r} is not {one.name} {one.version or ''}".rstrip()
+    return None
 
 
 def _url_faults(path: str, url: str) -> Iterator[tuple[str, str]]:

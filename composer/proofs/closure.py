@@ -78,9 +78,18 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def program_of(tree: Tree, python: str) -> str | None:
+    """The program that loads a bundle's objects; None where bin/pythonX.Y is a launcher of the host's.
+
+    What the host's needs and where it looks is not known then: every object must be found without it.
+    """
+    program = f"bin/python{python}"
+    return program if program in tree.objects else None
+
+
 def check_bundle(tree: Tree, python: str) -> tuple[Finding, ...]:
-    """`check_closure` of a bundle whose program is `bin/pythonX.Y`."""
-    return check_closure(tree, program=f"bin/python{python}", preloaded=LOADED_AT_START)
+    """`check_closure` of a bundle with its own program, or the host's."""
+    return check_closure(tree, program=program_of(tree, python), preloaded=LOADED_AT_START)
 
 
 def check_closure(

@@ -78,7 +78,7 @@ def driver_functions(symbols: Iterable[Iterable[str]]) -> tuple[str, ...]:
 
 
 def check_imports(
-    prefix: Path, checks: Sequence[Check], *, timeout: float = 300.0, jobs: int = 1
+    prefix: Path, checks: Sequence[Check], *, host: Path | None = None, timeout: float = 300.0, jobs: int = 1
 ) -> tuple[Finding, ...]:  # fmt: skip
     """Import each module with `prefix`/bin/python3; one error for each that fails, in the order of `checks`.
 
@@ -86,15 +86,16 @@ def check_imports(
     the same time), because each would load torch again. A module that ends its process (a crash, an exit, more than
     `timeout` seconds) is named, and the next process goes on after it. The environment is empty but for a temporary
     home, the prefix's own bin on PATH and the stub on LD_LIBRARY_PATH. Where the kernel refuses to cut the network, a
-    note says so. Raises HostError when the temporary folder cannot be written.
+    note says so. host: the CPython that a bundle without its own is to use. Raises HostError when the temporary folder
+    cannot be written.
     """
     groups = [[one.module for one in checks if one.needs_driver is driver] for driver in (False, True)]
     prefix = prefix.absolute()
     with _scratch() as scratch:
         stub = _write_stub(prefix, scratch) if groups[1] else None
         children = [
-            _Child(prefix=prefix, home=scratch / "bare", timeout=timeout, libraries=None),
-            _Child(prefix=prefix, home=scratch / "driver", timeout=timeout, libraries=stub),
+            _Child(prefix=prefix, home=scratch / "bare", timeout=timeout, libraries=None, host=host),
+            _Child(prefix=prefix, home=scratch / "driver", timeout=timeout, libraries=stub, host=host),
         ]
         with ThreadPoolExecutor(max(1, jobs)) as pool:
             answers = pool.map(_import_all, children, groups)
@@ -145,20 +146,22 @@ def _symbols_if_driver(path: Path) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Child:
-    """How one group's processes are started. libraries: the stub's folder, if any."""
+    """How one group's processes are started. libraries: the stub's folder, if any; host: as in `check_imports`."""
 
     prefix: Path
     home: Path
     timeout: float
     libraries: Path | None
+    host: Path | None
 
     def environ(self) -> dict[str, str]:
         home = str(self.home)
         environ = {
             "HOME": home, "TMPDIR": home, "WHEEL_COMPOSER_CACHE": home, "PATH": str(self.prefix / "bin"),
-            "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1",
+            "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1", "WHEEL_COMPOSER_GPU_CHECK": "off",
         }  # fmt: skip
-        return environ | ({"LD_LIBRARY_PATH": str(self.libraries)} if self.libraries else {})
+        environ |= {"LD_LIBRARY_PATH": str(self.libraries)} if self.libraries else {}
+        return environ | ({"WHEEL_COMPOSER_PYTHON": str(self.host), "PYTHONSAFEPATH": "1"} if self.host else {})
 
     def start(self, modules: Sequence[str]) -> _Outcome:
         """Run one process to its end, whatever that is."""
@@ -168,9 +171,11 @@ class _Child:
             report.write_bytes(b"")
             log.write_bytes(b"")
         ending = ""
+        # With -I, a host's CPython that was moved after it was built would not start; the environment is ours anyway.
+        alone = "-s" if self.host else "-I"
         argv: list[str | Path] = [
             sys.executable, "-I", "-S", _cut_network.__file__, report, log,
-            self.prefix / "bin" / "python3", "-I", "-B", "-X", "faulthandler", _import_worker.__file__, report,
+            self.prefix / "bin" / "python3", alone, "-B", "-X", "faulthandler", _import_worker.__file__, report,
         ]  # fmt: skip
         request = msgspec.json.encode([self.timeout, modules])
         # The worker keeps the time of each module; this is the time after which not even that works.

@@ -10,12 +10,14 @@ one, FlashInfer dies where HOME is read-only, and bundles of different versions 
 
 import os
 import stat
-import sys
+
+# This module is PREFIX/lib/python3.X/site-packages/_compose_environment.py; sys.base_prefix may be the host's.
+_PREFIX = __file__.rsplit("/", 4)[0]
 
 
 def _fingerprint() -> str:
     try:
-        with open(os.path.join(sys.base_prefix, "share", "compose", "fingerprint")) as stream:
+        with open(os.path.join(_PREFIX, "share", "compose", "fingerprint")) as stream:
             return stream.read().strip()[:16] or "unknown"
     except OSError:
         return "unknown"

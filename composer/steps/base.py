@@ -15,9 +15,9 @@ import msgspec
 from composer._fs import host_errors
 from composer.errors import HostError
 from composer.formats.elf import Elf, is_elf, read_elf
-from composer.interpreter import InterpreterTree, PathProvider, TreeEntry
+from composer.interpreter import HostProvider, InterpreterTree, PathProvider, TreeEntry
 from composer.interpreter.archive import unpack
-from composer.model.layer import Layer
+from composer.model.layer import Changes, FileChange, Layer
 from composer.steps.bytecode import compile_sources
 from composer.steps.layer import LayerWriter, find_layer, stored_layer
 from composer.steps.outline import Interpreter
@@ -29,9 +29,13 @@ _OWN_VERSION = 2
 
 
 class InterpreterFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What planning needs to know of an interpreter; key: of its layer in the store."""
+    """What planning needs to know of an interpreter; key: of its layer in the store.
+
+    bytecode: the full version of the CPython that compiles modules, or None to ship no `.pyc`.
+    """
 
     version: str
+    bytecode: str | None
     floor: str
     warnings: Sequence[str]
     files: Sequence[BaseFile]
@@ -39,11 +43,12 @@ class InterpreterFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OwnFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file of the bundle itself; path is below the prefix."""
+    """A file of the bundle itself; path is below the prefix. change: where it stands for something of upstream's."""
 
     path: str
     data: bytes
     mode: int = 0o644
+    change: FileChange | None = None
 
 
 def interpreter_layer(store: Store, interpreter: Interpreter, options: Options) -> InterpreterFacts:
@@ -54,30 +59,44 @@ def interpreter_layer(store: Store, interpreter: Interpreter, options: Options) 
     if facts and find_layer(store, facts.key):
         return facts
     with store.scratch() as work, compiler(store, interpreter) as python:
-        facts = _write(store, interpreter.provider.tree(interpreter.minor, work), python, options)
+        tree = interpreter.provider.tree(interpreter.minor, work)
+        bytecode = _bytecode(interpreter, tree) if options.bytecode else None
+        facts = _write(store, tree, python if bytecode else None, bytecode, options)
     store.save("interpreter", state, facts)
     return facts
 
 
 @contextlib.contextmanager
-def compiler(store: Store, interpreter: Interpreter) -> Iterator[Path]:
-    """A program of this very CPython that runs on this machine: the installed one, or the archive's, unpacked."""
+def compiler(store: Store, interpreter: Interpreter) -> Iterator[Path | None]:
+    """A program of this CPython that runs on this machine: the installed one, or the archive's, unpacked.
+
+    For a host's CPython it is one of this machine with the same minor version, and so the same bytecode, or None.
+    """
     provider = interpreter.provider
     if isinstance(provider, PathProvider):
         yield provider.python
+        return
+    if isinstance(provider, HostProvider):
+        yield interpreter.compiler.path if interpreter.compiler else None
         return
     with store.scratch() as work:
         unpack(provider.archive, work)
         yield work / "python" / "bin" / f"python{interpreter.minor}"
 
 
-def _write(store: Store, tree: InterpreterTree, compiler: Path, options: Options) -> InterpreterFacts:
-    bytecode = tree.version if options.bytecode else None
+def _bytecode(interpreter: Interpreter, tree: InterpreterTree) -> str | None:
+    if isinstance(interpreter.provider, HostProvider):
+        return interpreter.compiler.version if interpreter.compiler else None
+    return tree.version
+
+
+def _write(store: Store, tree: InterpreterTree, compiler: Path | None, bytecode: str | None,
+           options: Options) -> InterpreterFacts:  # fmt: skip
     key = key_of("interpreter-layer", _VERSION, tree=tree.digest, bytecode=bytecode, level=options.level,
                  mtime=options.mtime)  # fmt: skip
 
     def fill(writer: LayerWriter) -> Layer:
-        for path, entry in sorted(_with_bytecode(tree, compiler if bytecode else None).items()):
+        for path, entry in sorted(_with_bytecode(tree, compiler).items()):
             if isinstance(entry, bytes):
                 writer.data(path, entry)
             elif entry.kind == "symlink":
@@ -88,7 +107,12 @@ def _write(store: Store, tree: InterpreterTree, compiler: Path, options: Options
 
     stored_layer(store, key, fill, level=options.level, mtime=options.mtime)
     files = [BaseFile(path=one.path, target=one.target or None, elf=_elf(one)) for one in tree.entries]
-    return InterpreterFacts(version=tree.version, floor=tree.glibc_floor, warnings=tree.warnings, files=files, key=key)
+    warnings = [*tree.warnings]
+    if options.bytecode and bytecode is None:
+        warnings.append(f"modules are not compiled ahead of time: that takes a CPython {tree.minor} on this machine, "
+                        "and there is none; every start on the host will be slower")  # fmt: skip
+    return InterpreterFacts(version=tree.version, bytecode=bytecode, floor=tree.glibc_floor, warnings=warnings,
+                            files=files, key=key)  # fmt: skip
 
 
 def _with_bytecode(tree: InterpreterTree, compiler: Path | None) -> Mapping[str, TreeEntry | bytes]:
@@ -113,13 +137,14 @@ def own_layer(store: Store, files: Sequence[OwnFile], interpreter: Interpreter, 
     Its modules are compiled, too: a start must not add a file to the bundle.
     """
     ordered = sorted(files, key=lambda one: one.path)
-    bytecode = facts.version if options.bytecode else None
-    key = key_of("own-layer", _OWN_VERSION, files=ordered, bytecode=bytecode, level=options.level, mtime=options.mtime)
+    key = key_of("own-layer", _OWN_VERSION, files=ordered, bytecode=facts.bytecode, level=options.level,
+                 mtime=options.mtime)  # fmt: skip
 
     def fill(writer: LayerWriter) -> Layer:
-        for one in sorted([*ordered, *_own_bytecode(store, ordered, interpreter, options)], key=lambda one: one.path):
+        for one in sorted([*ordered, *_own_bytecode(store, ordered, interpreter, facts)], key=lambda one: one.path):
             writer.data(one.path, one.data, mode=one.mode)
-        return writer.finish(name="wheel-composer", version="1")
+        changes = Changes(files=[one.change for one in ordered if one.change])
+        return writer.finish(name="wheel-composer", version="1", changes=changes)
 
     if not find_layer(store, key):
         stored_layer(store, key, fill, level=options.level, mtime=options.mtime)
@@ -129,11 +154,12 @@ def own_layer(store: Store, files: Sequence[OwnFile], interpreter: Interpreter, 
 
 
 def _own_bytecode(store: Store, files: Sequence[OwnFile], interpreter: Interpreter,
-                  options: Options) -> Iterator[OwnFile]:  # fmt: skip
-    if not options.bytecode:
+                  facts: InterpreterFacts) -> Iterator[OwnFile]:  # fmt: skip
+    if not facts.bytecode:
         return
     sources = {one.path: one.data for one in files if one.path.endswith(".py")}
     with compiler(store, interpreter) as python:
+        assert python is not None
         for path, code in compile_sources(python, sources, f"cpython-{interpreter.minor.replace('.', '')}").items():
             yield OwnFile(path=path, data=code)
 
@@ -141,6 +167,9 @@ def _own_bytecode(store: Store, files: Sequence[OwnFile], interpreter: Interpret
 def _installation_state(interpreter: Interpreter) -> list[str]:
     """What changes when the installation does: for every file its place, size and times (ctime cannot be set back)."""
     provider = interpreter.provider
+    if isinstance(provider, HostProvider):
+        found = interpreter.compiler
+        return [provider.tree(interpreter.minor, Path()).digest, f"{found.path} {found.version}" if found else ""]
     if not isinstance(provider, PathProvider):
         assert interpreter.archive is not None
         return [interpreter.archive.artifacts[0].sha256]

@@ -27,7 +27,8 @@ from filelock import FileLock, Timeout
 
 from composer._fs import atomic_file, host_errors, sync_folder
 from composer.errors import ComposerError, FetchError, HostError, IntegrityError
-from composer.model.lock import Artifact, LockedPackage
+from composer.model.lock import FILE, Artifact, LockedPackage
+from composer.steps.load import LocalFile
 
 if TYPE_CHECKING:
     from composer._pip import Body, IndexedFile, Indexes
@@ -103,6 +104,7 @@ def fetch(
     wheelhouse: Sequence[Path] = (),
     indexes: Mapping[str, str] | None = None,
     alternatives: Mapping[str, Sequence[str]] | None = None,
+    local: Mapping[str, LocalFile] | None = None,
     offline: bool = False,
     verify: bool = False,
     jobs: int = 8,
@@ -112,15 +114,16 @@ def fetch(
     """Bring every artifact of `packages` into the folder `into`, from `wheelhouse` folders first, then from its index.
 
     indexes: URL by index name, for all names but `pypi`. alternatives: by the SHA-256 of a URL source, further URLs
-    that are tried before its own. offline: ask no index. verify: hash what is already there
-    instead of trusting its size. jobs: artifacts at a time. progress: called by one thread at a time.
+    that are tried before its own. local: the recipe's own files, by their SHA-256. offline: ask no index. verify: hash
+    what is already there instead of trusting its size. jobs: artifacts at a time. progress: called by one thread at a
+    time.
 
     Raises IntegrityError for bytes that are not the locked ones, FetchError for an index or a download that fails,
     HostError for a folder that cannot be written; faults of several artifacts come together, after all others are done.
     """
     run = _Run(
         store=into, wheelhouse=tuple(wheelhouse), indexes=dict(indexes or {}),
-        alternatives=dict(alternatives or {}), offline=offline, verify=verify,
+        alternatives=dict(alternatives or {}), local=dict(local or {}), offline=offline, verify=verify,
         limits=limits or Limits(), progress=progress,
     )  # fmt: skip
     wanted = [(package, artifact) for package in packages for artifact in package.artifacts]
@@ -185,6 +188,7 @@ class _Run:
     wheelhouse: tuple[Path, ...]
     indexes: Mapping[str, str]
     alternatives: Mapping[str, Sequence[str]]
+    local: Mapping[str, LocalFile]
     offline: bool
     verify: bool
     limits: Limits
@@ -266,6 +270,7 @@ def _index_errors(where: str) -> Iterator[None]:
 
 def _obtain(run: _Run, package: LockedPackage, artifact: Artifact) -> Path:
     path = artifact_path(run.store, artifact)
+    _refuse_changed(run, artifact, path)
     if _is_present(path, artifact, verify=run.verify):
         run.tell(artifact, "present", artifact.size)
         return path
@@ -274,7 +279,12 @@ def _obtain(run: _Run, package: LockedPackage, artifact: Artifact) -> Path:
             run.tell(artifact, "present", artifact.size)
             return path
         _remove(path)
-        if not _from_wheelhouse(run, artifact, path):
+        if not _from_wheelhouse(run, artifact, path) and not _from_recipe(run, artifact, path):
+            if package.index == FILE:
+                raise FetchError(
+                    "locked as a local file, and the recipe names none with this sha256", where=artifact.filename,
+                    fix="Run `compose lock` again, or give a --wheelhouse that holds it.",
+                )  # fmt: skip
             if run.offline:
                 raise FetchError(
                     "not in the store nor in a wheelhouse, and no index may be asked", where=artifact.filename,
@@ -336,6 +346,55 @@ def _from_wheelhouse(run: _Run, artifact: Artifact, path: Path) -> bool:
     return False
 
 
+def _from_recipe(run: _Run, artifact: Artifact, path: Path) -> bool:
+    local = run.local.get(artifact.sha256)
+    if local is None:
+        return False
+    run.tell(artifact, "local", 0)
+    if not local.path.is_file():
+        raise _no_local(local)
+    try:
+        _copy(local.path, path, artifact)
+    except IntegrityError as fault:
+        raise _other_local(local, fault.why or "") from fault
+    return True
+
+
+def _refuse_changed(run: _Run, artifact: Artifact, path: Path) -> None:
+    """IntegrityError for a local file that is not any more what the store holds: the user means the one that is there.
+
+    It is read only when it changed after the store's copy was made or last compared.
+    """
+    local = run.local.get(artifact.sha256)
+    with contextlib.suppress(OSError):
+        if local and local.path.stat().st_ctime_ns >= path.stat().st_mtime_ns:
+            local_size(local, artifact.sha256)
+            os.utime(path)
+
+
+def local_size(local: LocalFile, sha256: str) -> int:
+    """Bytes of a local file. FetchError when it is not there, IntegrityError when it is another one."""
+    try:
+        with local.path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+            size = stream.tell()
+    except OSError as fault:
+        raise _no_local(local, fault.strerror) from fault
+    if found != sha256:
+        raise _other_local(local, f"expected sha256 {sha256}, got {found}")
+    return size
+
+
+def _no_local(local: LocalFile, why: str | None = None) -> FetchError:
+    return FetchError("the local file cannot be had", where=local.key, why=f"{local.path}: {why or 'no such file'}",
+                      fix="Put it there, correct the path, or give a --wheelhouse that holds it.")  # fmt: skip
+
+
+def _other_local(local: LocalFile, why: str) -> IntegrityError:
+    return IntegrityError("the local file is not the one with this sha256", where=local.key, why=f"{local.path}: {why}",
+                          fix="Put the right one there; or, if this is it, give its sha256 in the recipe.")  # fmt: skip
+
+
 def _copy(source: Path, path: Path, artifact: Artifact) -> None:
     """Copy a local file, whole and verified, or raise IntegrityError and leave nothing."""
     digest, length = hashlib.sha256(), 0
@@ -349,7 +408,7 @@ def _copy(source: Path, path: Path, artifact: Artifact) -> None:
 
 
 def _mismatch(artifact: Artifact, where: str, sha256: str, size: int) -> IntegrityError:
-    if size != artifact.size:
+    if artifact.size and size != artifact.size:
         got = f"{'more than ' * (size > artifact.size)}{min(size, artifact.size)} bytes"
         return IntegrityError(
             "not the locked size", where=where, why=f"expected {artifact.size} bytes, got {got}", fix=_CHECK_SOURCE
@@ -389,8 +448,8 @@ def _sized(run: _Run, url: str, artifact: Artifact) -> Artifact:
 def is_reachable(url: str, limits: Limits | None = None) -> bool:
     """Whether a server answers a request for `url` with the file, within a few seconds; nothing is downloaded."""
     patience = limits or Limits(connect=3.0, stall=5.0)
-    run = _Run(store=Path(), wheelhouse=(), indexes={}, alternatives={}, offline=False, verify=False, limits=patience,
-               progress=lambda _: None)  # fmt: skip
+    run = _Run(store=Path(), wheelhouse=(), indexes={}, alternatives={}, local={}, offline=False, verify=False,
+               limits=patience, progress=lambda _: None)  # fmt: skip
     try:
         with _answer(run, url, 0) as body:
             return body.status == 200

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import posixpath
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from composer.errors import RecipeError
+from composer.model.overlay import Overlay, overlaid, parse_overlay
 from composer.model.recipe import Recipe, parse_recipe
-from composer.model.target import Targets, parse_targets
+from composer.model.target import Target, Targets, parse_targets
 
 #: Larger files are not recipes; a limit so that a hostile one costs nothing.
 _MAX_BYTES = 1 << 20
@@ -21,13 +23,37 @@ _MERGED = ("component", "requires", "untouched", "native", "interpreter")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LocalFile:
+    """A wheel that a recipe names by its path. key: where the recipe says so, for errors."""
+
+    path: Path
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedRecipe:
-    """A recipe, the folder that its patches and locks are found from, and the digest of all files it was read from."""
+    """A recipe, the folder that its patches and locks are found from, and the digest of all files it was read from.
+
+    overlays: the names of those that are in it, sorted.
+    """
 
     recipe: Recipe
     path: Path
     patches: Path
     digest: str
+    overlays: tuple[str, ...] = ()
+
+    def bundle_name(self, target: Target) -> str:
+        """`sglang-python312-cuda12_8-sm90-avx512-lean`: the recipe's name for it, and the overlays."""
+        return "-".join([self.recipe.bundle_name(target), *self.overlays])
+
+    def local_files(self) -> dict[str, LocalFile]:
+        """The local files of the recipe by their sha256."""
+        return {
+            one.sha256 or "": LocalFile(path=self.path.parent / one.path,
+                                        key=f"{self.path.name}: component[{index}].path ({one.name})")
+            for index, one in enumerate(self.recipe.component) if one.path is not None
+        }  # fmt: skip
 
     def lock_path(self, python: str, machine: str) -> Path:
         """Where the committed lock for one Python and machine is: beside the recipe (name as in PEP 751)."""
@@ -40,19 +66,42 @@ def data_root() -> Path:
     return checkout if (checkout / "recipes").is_dir() else Path(__file__).resolve().parents[1] / "_data"
 
 
-def load_recipe(name: str) -> LoadedRecipe:
-    """A shipped recipe by name, or a recipe file by path (it ends in `.toml`)."""
-    path = Path(name) if name.endswith(".toml") else data_root() / "recipes" / f"{name}.toml"
-    if not path.is_file():
-        known = sorted(one.stem for one in (data_root() / "recipes").glob("*.toml") if not _is_data(one))
-        near = difflib.get_close_matches(name, known, n=1)
-        raise RecipeError(f"no recipe {name!r}", where=str(path),
-                          fix=f"Did you mean {near[0]!r}?" if near else f"Shipped: {', '.join(known)}.")  # fmt: skip
+def load_recipe(name: str, overlays: Iterable[str] = ()) -> LoadedRecipe:
+    """A shipped recipe by name, or a recipe file by path (it ends in `.toml`), with overlays.
+
+    An overlay is `overlays/NAME.toml` beside the recipe, a shipped one, or a path.
+    """
+    path = _find(name, [data_root() / "recipes"], "recipe")
     digest = hashlib.sha256()
     recipe = parse_recipe(_merged(path, digest), path.name)
+    chosen = _overlays(overlays, recipe, path.parent, digest)
     beside = path.parent / "patches"
     patches = beside if beside.is_dir() else data_root() / "patches"
-    return LoadedRecipe(recipe=recipe, path=path, patches=patches, digest=digest.hexdigest())
+    return LoadedRecipe(recipe=overlaid(recipe, chosen) if chosen else recipe, path=path, patches=patches,
+                        digest=digest.hexdigest(), overlays=tuple(sorted(chosen)))  # fmt: skip
+
+
+def _find(name: str, folders: Sequence[Path], what: str) -> Path:
+    """The file of a recipe or overlay: a path that ends in `.toml`, or a name in the first folder that has it."""
+    paths = [Path(name)] if name.endswith(".toml") else [folder / f"{name}.toml" for folder in folders]
+    for path in paths:
+        if path.is_file():
+            return path
+    known = sorted({one.stem for folder in folders for one in folder.glob("*.toml") if not _is_data(one)})
+    near = difflib.get_close_matches(name, known, n=1)
+    fix = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known) or 'none'}."
+    raise RecipeError(f"no {what} {name!r}", where=str(paths[0]), fix=fix)
+
+
+def _overlays(names: Iterable[str], recipe: Recipe, beside: Path, digest: Any) -> dict[str, Overlay]:  # noqa: ANN401
+    """The overlays by name; each changes the digest, in an order that does not depend on the command line's."""
+    folders = [beside / "overlays", data_root() / "recipes" / "overlays"]
+    paths: dict[str, Path] = {}
+    for path in (_find(name, folders, "overlay") for name in names):
+        if path.stem in paths:
+            raise RecipeError(f"overlay {path.stem!r} is given twice", where="--overlay", fix="Give it once.")
+        paths[path.stem] = path
+    return {name: parse_overlay(_digested(path, digest), recipe, path.name) for name, path in sorted(paths.items())}
 
 
 def load_targets() -> Targets:
@@ -91,7 +140,14 @@ def _add(data: dict[str, Any], included: Mapping[str, Any], name: str) -> None:
             raise RecipeError(f"{key!r} is not allowed in an included file", where=name,
                               fix=f"Included files may hold: {', '.join(_MERGED)}.")  # fmt: skip
         if isinstance(own := data.get(key, []), list):
-            data[key] = [*own, *value]
+            data[key] = [*own, *(_rebased(one, Path(name).parent) if key == "component" else one for one in value)]
+
+
+def _rebased(entry: Any, folder: Path) -> Any:  # noqa: ANN401
+    """An included file's component with its local file's path relative to the recipe instead."""
+    if isinstance(entry, Mapping) and isinstance(path := entry.get("path"), str) and path:
+        return {**entry, "path": posixpath.join(folder.as_posix(), path)}
+    return entry
 
 
 def _read(path: Path) -> bytes:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from composer._fs import write_atomic
@@ -12,8 +13,8 @@ from composer.errors import LockError
 from composer.model.lock import Lock, parse_lock, render_lock
 from composer.model.recipe import Recipe
 from composer.model.target import GLIBC_CEILING, Target
-from composer.steps.load import LoadedRecipe
-from composer.steps.resolve import Exclude, Override, ResolveRequest, UrlSource, resolve
+from composer.steps.load import LoadedRecipe, LocalFile
+from composer.steps.resolve import Exclude, LocalSource, Override, ResolveRequest, UrlSource, resolve
 from composer.store import key_of
 
 #: auto: use the lock, renew it when the recipe changed. locked: fail when it changed. frozen: do not look.
@@ -31,10 +32,15 @@ class LockOptions:
     upgrade: Sequence[str] = ()
 
 
-def lock_request(recipe: Recipe, python: str, machine: str) -> ResolveRequest:
-    """What is asked of the resolver; the recipe's digest in it covers exactly what can change the answer."""
+def lock_request(recipe: Recipe, python: str, machine: str,
+                 local: Mapping[str, LocalFile] = MappingProxyType({})) -> ResolveRequest:  # fmt: skip
+    """What is asked of the resolver; the recipe's digest in it covers exactly what can change the answer.
+
+    local: where the recipe's local files are (LoadedRecipe.local_files).
+    """
     target = Target(sm=recipe.sm[0], isa="", cuda=recipe.cuda, python=python, machine=machine)
-    roots = [one for one in recipe.component if one.version and not one.url]
+    # An optional url is locked unseen.
+    roots = [one for one in recipe.component if one.version and not (one.url and one.optional)]
     moved = [one for one in recipe.requires if one.to]
     request = ResolveRequest(
         name=f"{recipe.name}-py{python.replace('.', '')}-{machine}",
@@ -52,6 +58,11 @@ def lock_request(recipe: Recipe, python: str, machine: str) -> ResolveRequest:
                       optional=one.optional)
             for one in recipe.component if one.url
         ),
+        files=tuple(
+            LocalSource(name=one.name, version=one.version or "", file=local[one.sha256 or ""],
+                        sha256=one.sha256 or "", optional=one.optional)
+            for one in recipe.component if one.path is not None
+        ),
         as_of=recipe.as_of,
     )  # fmt: skip
     return _with_digest(request)
@@ -66,13 +77,15 @@ def _with_digest(request: ResolveRequest) -> ResolveRequest:
         "urls": sorted((one.name, one.version, one.url, one.sha256) for one in request.url_sources),
         "as_of": request.as_of.isoformat() if request.as_of else None,
     }  # fmt: skip
+    if request.files:  # not where it lies: the lock does not say that either
+        asked["files"] = sorted((one.name, one.version, one.file.path.name, one.sha256) for one in request.files)
     return replace(request, recipe=key_of("lock", _DIGEST_VERSION, **asked))
 
 
 def ensure_lock(loaded: LoadedRecipe, python: str, machine: str, options: LockOptions) -> Lock:
     """The lock to build from. LockError when it is missing or stale and may not be renewed."""
     path = loaded.lock_path(python, machine)
-    request = lock_request(loaded.recipe, python, machine)
+    request = lock_request(loaded.recipe, python, machine, loaded.local_files())
     lock = read_lock(path) if path.is_file() else None
     if lock and (options.mode == "frozen" or lock.recipe == request.recipe):
         return lock
@@ -89,7 +102,8 @@ def renew_lock(loaded: LoadedRecipe, python: str, machine: str, options: LockOpt
     """Resolve again and write the lock beside the recipe. What is not in `upgrade` keeps its version where it can."""
     path = loaded.lock_path(python, machine)
     request = replace(
-        lock_request(loaded.recipe, python, machine), cooldown=options.cooldown, upgrade=tuple(options.upgrade),
+        lock_request(loaded.recipe, python, machine, loaded.local_files()),
+        cooldown=options.cooldown, upgrade=tuple(options.upgrade),
         previous=read_lock(path) if options.upgrade and path.is_file() else None,
     )  # fmt: skip
     lock = resolve(request)

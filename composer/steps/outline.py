@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from composer.errors import BuildError, HostError
-from composer.interpreter import ArchiveProvider, PathProvider, find_pythons
+from composer.errors import BuildError, HostError, RecipeError
+from composer.interpreter import ArchiveProvider, Candidate, HostProvider, PathProvider, find_pythons
 from composer.interpreter.find import inspect_python
 from composer.model.lock import Artifact, Lock, LockedPackage
+from composer.model.manifest import HOST
 from composer.model.plan import LeftOut
 from composer.model.recipe import Archive, Recipe
 from composer.model.target import Target, parse_isa, parse_sm
@@ -26,9 +27,8 @@ from composer.store import Store
 Torch = Literal["auto", "wheel", "source"]
 
 _ABOUT_TORCH = {
-    "wheel": "official wheel, all GPU architectures; CPU instruction set chosen at run time",
-    "auto": "official wheel (no source build of PyTorch is offered yet), all GPU architectures; "
-    "CPU instruction set chosen at run time",
+    "wheel": "official wheel; CPU instruction set chosen at run time",
+    "auto": "official wheel (no source build of PyTorch is offered yet); CPU instruction set chosen at run time",
 }
 
 
@@ -36,7 +36,8 @@ _ABOUT_TORCH = {
 class Request:
     """What the user asked for, as spelled on the command line.
 
-    python: a minor version, the path of an interpreter, or None for the recipe's preference.
+    python: a minor version, the path of an interpreter, `host` or `host:MINOR`, or None for the recipe's preference.
+    private: the bundle will hold what must not be passed on, so its name says so. overlays: names or paths.
     """
 
     recipe: str
@@ -46,16 +47,23 @@ class Request:
     torch: Torch = "auto"
     lock: LockOptions = field(default_factory=LockOptions)
     wheelhouses: Sequence[Path] = ()
+    private: bool = False
+    overlays: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interpreter:
-    """The chosen source of CPython. archive: what must be fetched before an ArchiveProvider can read it."""
+    """The chosen source of CPython.
+
+    label: what the plan and the manifest call it; `host` where the bundle carries none. archive: what must be fetched
+    before an ArchiveProvider can read it. compiler: with a HostProvider, what compiles modules here, if anything can.
+    """
 
     minor: str
     label: str
-    provider: PathProvider | ArchiveProvider
+    provider: PathProvider | ArchiveProvider | HostProvider
     archive: LockedPackage | None = None
+    compiler: Candidate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +78,7 @@ class Outline:
     left_out: tuple[LeftOut, ...]
     warnings: tuple[str, ...]
     torch: str
+    private: bool = False
 
     @property
     def recipe(self) -> Recipe:
@@ -79,12 +88,12 @@ class Outline:
     @property
     def name(self) -> str:
         """The bundle's name."""
-        return self.recipe.bundle_name(self.target)
+        return self.loaded.bundle_name(self.target) + ("-private" if self.private else "")
 
 
 def outline(request: Request, store: Store) -> Outline:
     """Decide. RecipeError, LockError or HostError when the request cannot be met."""
-    loaded = load_recipe(request.recipe)
+    loaded = load_recipe(request.recipe, request.overlays)
     targets = load_targets()
     sm, isa = parse_sm(request.sm, targets), parse_isa(request.isa, targets)
     machine = targets.isa[isa].machine
@@ -101,7 +110,7 @@ def outline(request: Request, store: Store) -> Outline:
     packages, left_out = _select(loaded.recipe, lock, sm)
     return Outline(
         loaded=loaded, target=target, interpreter=interpreter, lock=lock, packages=packages, left_out=left_out,
-        warnings=notes, torch=_about_torch(lock, request.torch),
+        warnings=notes, torch=_about_torch(lock, request.torch), private=request.private,
     )  # fmt: skip
 
 
@@ -129,6 +138,8 @@ def choose_interpreter(request: Request, recipe: Recipe, machine: str,
     if request.python and "/" in request.python:
         found = inspect_python(Path(request.python))
         return _installed(found.minor, Path(request.python), found.version, "--python"), ()
+    if request.python and request.python.partition(":")[0] == HOST:
+        return _hosts(request.python, recipe), ()
     minors = (request.python,) if request.python else recipe.pythons
     installed = find_pythons(minors) if machine == platform.machine() else ()
     unreachable = []
@@ -148,6 +159,16 @@ def choose_interpreter(request: Request, recipe: Recipe, machine: str,
         why="neither the recipe's python-build-standalone archive nor an installed one can be had here",
         fix="Give --python PATH, or put the archive into a --wheelhouse folder.",
     )  # fmt: skip
+
+
+def _hosts(asked: str, recipe: Recipe) -> Interpreter:
+    """No interpreter: `host` is the recipe's first minor version, `host:3.11` that one."""
+    minor = asked.partition(":")[2] or recipe.pythons[0]
+    if minor not in recipe.pythons:
+        raise RecipeError(f"{recipe.name} {recipe.version} is not offered for Python {minor!r}", where="--python",
+                          fix=f"Offered: {', '.join(f'{HOST}:{one}' for one in recipe.pythons)}.")  # fmt: skip
+    return Interpreter(minor=minor, label=HOST, provider=HostProvider(),
+                       compiler=next(iter(find_pythons((minor,))), None))  # fmt: skip
 
 
 def archive_package(archive: Archive) -> LockedPackage:

@@ -18,7 +18,9 @@ from packaging.utils import canonicalize_name
 
 from composer._proc import clean_environ, run
 from composer.errors import ComposerError, FetchError, HostError, LockError, RecipeError
-from composer.model.lock import AppliedOverride, Artifact, ExcludedRequirement, Lock, LockedPackage
+from composer.model.lock import FILE, AppliedOverride, Artifact, ExcludedRequirement, Lock, LockedPackage
+from composer.steps.fetch import local_size
+from composer.steps.load import LocalFile
 
 #: The index name that stands for whatever pip is configured with.
 PYPI = "pypi"
@@ -68,6 +70,20 @@ class UrlSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSource:
+    """A wheel on this machine; it must be there to be locked, because its dependencies take part.
+
+    optional: a build may do without it.
+    """
+
+    name: str
+    version: str
+    file: LocalFile
+    sha256: str
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResolveRequest:
     """Everything a resolution depends on, beside what the indexes hold.
 
@@ -90,6 +106,7 @@ class ResolveRequest:
     pins: Mapping[str, str] = field(default_factory=dict)
     indexes: Mapping[str, str] = field(default_factory=dict)
     url_sources: tuple[UrlSource, ...] = ()
+    files: tuple[LocalSource, ...] = ()
     as_of: dt.datetime | None = None
     cooldown: int | None = None
     now: dt.datetime | None = None
@@ -102,15 +119,16 @@ def resolve(request: ResolveRequest) -> Lock:
 
     No wheel is downloaded where the index has metadata files (PEP 658) or answers range requests. Raises RecipeError
     for requirements that cannot be meant, LockError where no version set satisfies them, FetchError where an index
-    fails.
+    fails or a local file is not there, IntegrityError where it is another one.
     """
     faults = list(_input_faults(request))
     RecipeError.collect(faults)
+    sizes = {source.name: local_size(source.file, source.sha256) for source in request.files}
     as_of = _as_of(request)
     report = _ask_pip(_child_request(request, as_of))
     return Lock(
         name=request.name, recipe=request.recipe, python=request.python, machine=request.machine,
-        platforms=request.platforms, as_of=as_of, packages=tuple(_packages(request, report["packages"])),
+        platforms=request.platforms, as_of=as_of, packages=tuple(_packages(request, report["packages"], sizes)),
         excluded=tuple(_excluded(request, report["excluded"])),
         overridden=tuple(_overridden(request, report["overridden"])),
     )  # fmt: skip
@@ -184,6 +202,9 @@ def _child_request(request: ResolveRequest, as_of: dt.datetime | None) -> dict[s
         "urls": [
             {"name": source.name, "url": source.url, "sha256": source.sha256}
             for source in request.url_sources if not source.optional
+        ] + [
+            {"name": source.name, "url": source.file.path.absolute().as_uri(), "sha256": source.sha256}
+            for source in request.files
         ],
     }  # fmt: skip
 
@@ -254,10 +275,18 @@ def _translate(fault: Mapping[str, str]) -> ComposerError:
 # --- the answer ------------------------------------------------------------------------------------------------------
 
 
-def _packages(request: ResolveRequest, rows: Iterable[Mapping[str, Any]]) -> Iterator[LockedPackage]:
+def _packages(
+    request: ResolveRequest, rows: Iterable[Mapping[str, Any]], sizes: Mapping[str, int]
+) -> Iterator[LockedPackage]:
+    files = {source.name: source for source in request.files}
     urls = {canonicalize_name(source.name): source for source in request.url_sources}
     pins = {canonicalize_name(name): index for name, index in request.pins.items()}
     for row in rows:
+        if file := files.get(row["name"]):
+            artifact = Artifact(filename=file.file.path.name, size=sizes[file.name], sha256=file.sha256)
+            yield LockedPackage(name=file.name, version=row["version"], index=FILE, optional=file.optional,
+                                requires_python=_specifiers(row["requires_python"]), artifacts=(artifact,))  # fmt: skip
+            continue
         source = urls.get(row["name"])
         yield LockedPackage(
             name=row["name"], version=row["version"], index="url" if source else pins.get(row["name"], PYPI),

@@ -19,9 +19,10 @@ from composer.errors import HostError, VerifyError
 from composer.events import Event, Listener
 from composer.formats.elf import Elf, is_elf, read_elf
 from composer.formats.loader import Tree
+from composer.interpreter import find_pythons
 from composer.model.finding import Finding
 from composer.model.layer import Entry
-from composer.model.manifest import FINGERPRINT_PATH, MANIFEST_PATH, Manifest, fingerprint_of, parse_manifest
+from composer.model.manifest import FINGERPRINT_PATH, HOST, MANIFEST_PATH, Manifest, fingerprint_of, parse_manifest
 from composer.proofs.closure import check_bundle
 from composer.proofs.imports import check_imports
 from composer.steps.bundle import Bundle, open_bundle
@@ -162,7 +163,8 @@ def _check_file(prefix: Path, entry: Entry) -> Finding | None:
     path = prefix / entry.path
     with host_errors(path):
         if entry.target is not None or path.is_symlink():
-            found = str(path.readlink()) if path.is_symlink() else "a file"
+            # Not Path.readlink, which drops a leading `./`.
+            found = os.readlink(path) if path.is_symlink() else "a file"  # noqa: PTH115
             if found != entry.target:
                 return Finding(id="content", severity="error", subject=entry.path,
                                evidence=f"is {found!r} instead of a link to {entry.target!r}",
@@ -185,7 +187,14 @@ def _unpacked(prefix: Path, manifest: Manifest, *, imports: bool) -> Iterator[Fi
                     objects[entry.path] = read_elf(view, entry.path)
     yield from _closure(manifest, objects)
     if imports:
-        yield from check_imports(prefix, manifest.checks)
+        yield from check_imports(prefix, manifest.checks, host=_host_python(manifest))
+
+
+def _host_python(manifest: Manifest) -> Path | None:
+    """This machine's CPython for a bundle that carries none; without one the bundle's own message is the finding."""
+    if manifest.interpreter != HOST:
+        return None
+    return next((one.path for one in find_pythons((manifest.target["python"],))), None)
 
 
 def _closure(manifest: Manifest, objects: Mapping[str, Elf]) -> tuple[Finding, ...]:

@@ -20,10 +20,11 @@ from typing import IO, cast
 import pytest
 import zstandard
 
-from tests.integration.conftest import First, forget
+from composer.interpreter import find_pythons
+from tests.integration.conftest import First, cold, forget
 from tests.servers import Index
 from tests.shared_objects import library
-from tests.stack import COMPOSE, DECOY, NAME, PATCHED, SITE, Stack, serve, shared_object, wheels
+from tests.stack import COMPOSE, DECOY, NAME, PATCHED, PYTHON, SITE, TARGET, Stack, serve, shared_object, wheels
 
 ROOT = os.geteuid() == 0
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
@@ -307,6 +308,56 @@ def test_a_wheelhouse_builds_the_same_bytes_without_a_network(first: First, fres
     assert offline.digest() == first.digest
 
 
+# --- a wheel on this machine ------------------------------------------------------------------------------------------
+
+
+def _with_local_core(stack: Stack) -> Path:
+    """Name core-lib by the path of its wheel instead of taking it from the index."""
+    (filename,) = (name for name in wheels() if name.startswith("core_lib"))
+    path = stack.home / "wheels" / filename
+    path.parent.mkdir()
+    path.write_bytes(wheels()[filename])
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    component = f'name = "core-lib"\nversion = "1.0"\npath = "wheels/{filename}"\nsha256 = "{sha256}"\n'
+    stack.edit('[[component]]\nname = "hook"', f'[[component]]\n{component}\n[[component]]\nname = "hook"')
+    return path
+
+
+def test_a_local_wheel_is_locked_fetched_exported_and_built(fresh: Stack, tmp_path: Path) -> None:
+    path = _with_local_core(fresh)
+    fresh.build("--locked").refused(3, "does not fit the recipe")
+    with Index() as index:
+        serve(index, {name: data for name, data in wheels().items() if name != path.name})
+        online = fresh.fresh(tmp_path / "online", index_url=index.url)
+        plan = json.loads(online.run(online.words("--json", command="plan")).ok().out)
+        assert {wheel["name"]: wheel["fetched"] for wheel in plan["wheels"]}["core-lib"] is True
+        house = tmp_path / "house"
+        target = ["--recipe", str(online.recipe), *TARGET]
+        assert "4 files in" in online.compose("fetch", *target, "-o", str(house)).ok().out
+        online.build("--locked").ok()
+    text = online.lock.read_text()
+    assert f'path = "wheelhouse/{path.name}"' in text
+    assert str(fresh.home) not in text
+    assert sorted(one.name for one in house.iterdir()) == sorted(wheels())
+    path.rename(tmp_path / "gone.whl")
+    offline = fresh.fresh(tmp_path / "offline", index_url=index.url)
+    offline.build("--offline", "--wheelhouse", str(house)).ok()
+    assert offline.digest() == online.digest()
+
+
+def test_a_local_wheel_that_is_missing_or_changed_is_named(fresh: Stack) -> None:
+    path = _with_local_core(fresh)
+    where = "small.toml: component[1].path (core-lib)"
+    fresh.compose("lock", str(fresh.recipe)).ok()
+    path.rename(path.with_suffix(".old"))
+    fresh.build().refused(4, where, f"{path}: no such file")
+    path.write_bytes(path.with_suffix(".old").read_bytes() + b"x")
+    fresh.build().refused(4, where, str(path), "sha256")
+    fresh.compose("lock", str(fresh.recipe)).refused(4, where, str(path), "sha256")
+    path.with_suffix(".old").rename(path)
+    fresh.build("--locked").ok()
+
+
 # --- what a change costs ----------------------------------------------------------------------------------------------
 
 
@@ -355,6 +406,59 @@ def test_other_shapes_of_the_same_tree(stack: Stack, tree: Path) -> None:
     assert not [path for path in found if path.endswith(".pyc")]
     assert found.keys() - contents(tree).keys() == set()
     assert run(stack.home / "tree/bin/app-hello") == "patched 42\n"
+
+
+# --- the host's Python ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hosted(first: First, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """The first stack without an interpreter, built and unpacked into its home's `tree`. Tests do not change it."""
+    stack = cold(first.stack, tmp_path_factory.mktemp("hosted"))
+    shutil.copytree(first.stack.store, stack.store)
+    out = stack.build("--python", "host").ok().out
+    assert "interpreter: host" in out
+    assert f"warning:  no interpreter in the bundle: it needs a CPython {PYTHON} on the host" in out
+    (stack.home / "tree").mkdir()
+    run("tar", "--zstd", "-xf", stack.bundle, "-C", stack.home / "tree")
+    return stack
+
+
+def _host_path() -> str:
+    """A PATH on which a Python that can run the small stack is."""
+    return f"{find_pythons((PYTHON,))[0].path.parent}:{os.defpath}"
+
+
+def test_a_bundle_without_a_python_runs_on_the_hosts(hosted: Stack, tmp_path: Path) -> None:
+    tree = hosted.home / "tree"
+    code = "import sys, hook; print(sys.prefix, sys.executable, hook.loaded)"
+    for prefix in (tree, tmp_path / "moved to ünïcødé"):
+        if prefix != tree:
+            shutil.copytree(tree, prefix)
+        environ = {"PATH": _host_path(), "PYTHONPATH": "/nonexistent"}
+        assert run(prefix / "bin/app-hello", env=environ) == "patched 42\n"
+        assert run(prefix / "bin/python", "-c", code, env=environ) == f"{prefix} {prefix}/bin/python{PYTHON} True\n"
+        active = f". '{prefix}/bin/activate' && app-hello && python -m app.core && command -v python"
+        assert run("sh", "-c", active, env=environ | {"COMPOSE_PREFIX": str(prefix)}).split("\n") == [
+            "patched 42", f"{prefix}/bin/python", "",
+        ]  # fmt: skip
+
+
+def test_a_bundle_without_a_python_holds_none_and_is_sound(hosted: Stack) -> None:
+    tree = hosted.home / "tree"
+    assert json.loads((tree / "share/compose/manifest.json").read_text())["interpreter"] == "host"
+    assert not (tree / f"lib/python{PYTHON}/os.py").exists()
+    assert (tree / "bin/python").read_bytes().startswith(b"#!/bin/sh\n")
+    assert (tree / SITE / f"app/__pycache__/core.cpython-{PYTHON.replace('.', '')}.pyc").exists()
+    for path in (hosted.bundle, tree):
+        assert ": sound;" in hosted.compose("verify", str(path)).ok().out
+    before = contents(tree)
+    run(tree / "bin/app-hello", env={"PATH": _host_path()})
+    assert contents(tree) == before
+
+
+def test_a_host_python_that_the_recipe_does_not_offer(first: First) -> None:
+    first.stack.build("--python", "host:3.9").refused(2, "not offered for Python '3.9'", f"host:{PYTHON}")
 
 
 # --- inspect and verify -----------------------------------------------------------------------------------------------

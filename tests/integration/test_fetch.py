@@ -20,6 +20,7 @@ from composer.errors import FetchError, HostError, IntegrityError
 from composer.model.lock import Artifact, LockedPackage
 from composer.steps import fetch as fetch_step
 from composer.steps.fetch import FetchEvent, Limits, artifact_path, export_wheelhouse, fetch
+from composer.steps.load import LocalFile
 from tests import servers
 from tests.servers import File, Index
 
@@ -344,6 +345,77 @@ def test_n14_offline_asks_nobody(index: Index, tmp_path: Path) -> None:
     (wheelhouse / NAME).write_bytes(DATA)
     assert fetch_alpha(tmp_path / "store", offline=True, wheelhouse=[tmp_path / "empty", wheelhouse]) == DATA
     assert index.requests == []
+
+
+OWN = package(artifact(), index="file")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> dict[str, LocalFile]:
+    """The artifact as a local file of a recipe."""
+    path = tmp_path / "wheels" / NAME
+    path.parent.mkdir()
+    path.write_bytes(DATA)
+    return {OWN.artifacts[0].sha256: LocalFile(path=path, key="small.toml: component[3].path (alpha)")}
+
+
+def test_a_local_file_is_copied_and_then_not_needed(own: dict[str, LocalFile], tmp_path: Path) -> None:
+    assert fetch_alpha(tmp_path / "store", OWN, local=own, offline=True) == DATA
+    (file,) = own.values()
+    file.path.unlink()
+    assert fetch_alpha(tmp_path / "store", OWN, local=own) == DATA
+    assert leftovers(tmp_path / "store") == [NAME]
+
+
+@pytest.mark.parametrize("data", [None, b"", DATA[:-1] + b"x", DATA + b"x"])
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_local_file_that_is_missing_or_another_one(
+    own: dict[str, LocalFile], tmp_path: Path, stored: bool, data: bytes | None
+) -> None:
+    (file,) = own.values()
+    if stored:
+        fetch_alpha(tmp_path / "store", OWN, local=own)
+    if data is None:
+        file.path.unlink()
+    else:
+        file.path.write_bytes(data)
+    if data is None and stored:
+        assert fetch_alpha(tmp_path / "store", OWN, local=own) == DATA
+        return
+    with pytest.raises(FetchError) as caught:
+        fetch_alpha(tmp_path / "store", OWN, local=own)
+    assert isinstance(caught.value, IntegrityError) == (data is not None)
+    assert caught.value.where == file.key
+    assert str(file.path) in str(caught.value)
+    assert leftovers(tmp_path / "store") == [NAME] * stored
+
+
+def test_a_local_file_that_was_only_touched_is_still_the_one(own: dict[str, LocalFile], tmp_path: Path) -> None:
+    fetch_alpha(tmp_path / "store", OWN, local=own)
+    (file,) = own.values()
+    file.path.write_bytes(DATA)
+    assert fetch_alpha(tmp_path / "store", OWN, local=own) == DATA
+
+
+def test_a_wheelhouse_stands_in_for_a_local_file(own: dict[str, LocalFile], tmp_path: Path) -> None:
+    (file,) = own.values()
+    house = file.path.parent.rename(tmp_path / "house")
+    assert fetch_alpha(tmp_path / "store", OWN, local=own, wheelhouse=[house], offline=True) == DATA
+
+
+def test_a_local_file_that_no_recipe_names(index: Index, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="the recipe names none") as caught:
+        fetch_alpha(tmp_path / "store", OWN)
+    assert caught.value.where == NAME
+    assert index.requests == []
+
+
+def test_an_optional_local_file_may_be_missing(own: dict[str, LocalFile], tmp_path: Path) -> None:
+    (file,) = own.values()
+    file.path.unlink()
+    fetched = fetch([package(artifact(), index="file", optional=True)], into=tmp_path / "store", local=own)
+    (missing,) = fetched.missing
+    assert str(file.path) in missing.reason
 
 
 def test_n14_an_index_that_is_down_is_one_fault(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

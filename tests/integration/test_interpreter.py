@@ -297,33 +297,122 @@ def test_archive_gives_the_same_tree_as_the_installation(tmp_path):
     assert run_json(prefix, IMPORT_ALL)["modules"]
 
 
+# --- the host's -------------------------------------------------------------------------------------------------------
+
 HOST = """
-import json, site, sys
+import json, os, site, sys, sysconfig
 import only_in_the_bundle
-print(json.dumps([sys.executable, sys.path, sys.probe]))
+print(json.dumps({
+    "executable": sys.executable, "prefix": sys.prefix, "base": sys.base_prefix, "probe": sys.probe,
+    "packages": [folder for folder in sys.path if folder.endswith("-packages")], "site": site.getsitepackages()[0],
+    "purelib": sysconfig.get_path("purelib"), "user": site.ENABLE_USER_SITE, "home": os.environ.get("PYTHONHOME"),
+}))
 """
+NESTED = f"import subprocess, sys; print(subprocess.check_output([sys.executable, '-c', {HOST!r}]).decode())"
 
 
-def test_host_python_sees_the_bundle_and_no_other_distributions(tmp_path):
-    candidate = choose_python(MINORS)
-    prefix = write(HostProvider().tree(candidate.minor, tmp_path), tmp_path / "a bundle")
-    place = prefix / "lib" / f"python{candidate.minor}" / "site-packages"
+class Hosted(NamedTuple):
+    minor: str
+    prefix: Path
+    place: Path
+
+    def answer(self, base: Path) -> dict[str, object]:
+        """What HOST prints in a bundle whose standard library is that of the CPython in `base`."""
+        packages = [str(self.place)]
+        return {
+            "executable": f"{self.prefix}/bin/python{self.minor}", "prefix": str(self.prefix), "base": str(base),
+            "probe": 42, "packages": packages, "site": packages[0], "purelib": packages[0], "user": False, "home": None,
+        }  # fmt: skip
+
+
+def hosted(minor: str, folder: Path) -> Hosted:
+    """A bundle without a Python that holds one module and one .pth file."""
+    prefix = write(HostProvider().tree(minor, folder), folder / "a bündle")
+    place = prefix / "lib" / f"python{minor}" / "site-packages"
     (place / "only_in_the_bundle.py").write_text("")
     (place / "probe.pth").write_text("import sys; sys.probe = 42\n")
+    return Hosted(minor, prefix, place)
+
+
+def base_of(candidate: Candidate) -> Path:
+    return candidate.path.parents[1]
+
+
+@pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda found: f"{found.minor}-{found.origin}")
+def test_the_hosts_python_takes_the_bundle_for_its_prefix(candidate, tmp_path):
+    bundle = hosted(candidate.minor, tmp_path)
     # Its own folder comes first, as after `activate`: it must not start itself.
-    search = f"{prefix}/bin:{candidate.path.parent}"
-    executable, path, probe = run_json(prefix, HOST, PATH=search, PYTHONPATH="/nonexistent")
-    assert (executable, probe) == (str(candidate.path), 42)
-    assert [folder for folder in path if folder.endswith("-packages")] == [str(place)]
-    nested = f"import subprocess, sys; print(subprocess.check_output([sys.executable, '-c', {HOST!r}]).decode())"
-    assert run_json(prefix, nested, PATH=search)[2] == 42
+    search = {"PATH": f"{bundle.prefix}/bin:{candidate.path.parent}", "PYTHONHOME": "/nonexistent"}
+    expected = bundle.answer(base_of(candidate))
+    for program in ("python", "python3", f"python{candidate.minor}"):
+        assert run_json(bundle.prefix, HOST, program=program, **search) == expected
+    assert run_json(bundle.prefix, NESTED, **search) == expected
+    done = subprocess.run([bundle.prefix / "bin/python", "-I", "-c", HOST], env=search, capture_output=True, text=True)
+    assert json.loads(done.stdout) == expected, done.stderr
 
 
-def test_host_without_a_fitting_python_says_which(tmp_path):
-    prefix = write(HostProvider().tree("3.99", tmp_path), tmp_path / "bundle")
-    done = subprocess.run([prefix / "bin" / "python"], env={"PATH": f"{prefix}/bin:/nonexistent"}, capture_output=True)
+def test_a_moved_bundle_without_a_python_starts_through_links_and_with_any_words(tmp_path):
+    candidate = choose_python(MINORS)
+    before = hosted(candidate.minor, tmp_path)
+    moved = before.prefix.rename(tmp_path.joinpath("long" * 50))
+    after = before._replace(prefix=moved, place=moved / before.place.relative_to(before.prefix))
+    search = {"PATH": str(candidate.path.parent)}
+    assert run_json(moved, HOST, **search) == after.answer(base_of(candidate))
+    (tmp_path / "link").symlink_to(moved / "bin" / "python")
+    words = ["", "a b", "*", "-m", "$(id)", b"\xff".decode(errors="surrogateescape")]
+    code = "import os, sys; os.write(1, b'|'.join(map(os.fsencode, sys.argv[1:])))"
+    environ = {"PATH": f"{candidate.path.parent}:{os.defpath}"}
+    done = subprocess.run([tmp_path / "link", "-c", code, *words], env=environ, capture_output=True, check=True)
+    assert done.stdout == b"|a b|*|-m|$(id)|\xff"
+    assert subprocess.run([tmp_path / "link", "-c", "raise SystemExit(5)"], env=environ).returncode == 5
+
+
+def test_the_hosts_python_may_be_one_that_was_moved_or_a_virtual_environments(tmp_path):
+    candidate = choose_python(MINORS)
+    bundle = hosted(candidate.minor, tmp_path)
+    base = write(PathProvider(python=candidate.path).tree(candidate.minor, tmp_path / "work"), tmp_path / "moved")
+    program = str(base / "bin" / f"python{candidate.minor}")
+    assert run_json(bundle.prefix, HOST, WHEEL_COMPOSER_PYTHON=program) == bundle.answer(base)
+    subprocess.run([candidate.path, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    expected = bundle.answer(base_of(candidate))
+    assert run_json(bundle.prefix, HOST, PATH=str(tmp_path / "venv/bin")) == expected
+
+
+def test_distributions_and_pth_files_of_the_host_are_not_seen(tmp_path):
+    candidate = choose_python(MINORS)
+    bundle = hosted(candidate.minor, tmp_path)
+    base = write(PathProvider(python=candidate.path).tree(candidate.minor, tmp_path / "work"), tmp_path / "host")
+    site = base / f"lib/python{candidate.minor}/site-packages"
+    (site / "of_the_host.pth").write_text("import sys; sys.probe = 13; raise SystemExit(1)\n")
+    assert run_json(bundle.prefix, HOST, PATH=str(base / "bin")) == bundle.answer(base)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_host_without_a_fitting_python_is_told_what_and_where(named, tmp_path):
+    system = (Path("/usr/bin"), Path("/usr/local/bin"))
+    minor = next(one for one in MINORS if not any((folder / f"python{one}").exists() for folder in system))
+    prefix = write(HostProvider().tree(minor, tmp_path), tmp_path / "bundle")
+    others = tmp_path / "others"
+    others.mkdir()
+    program = others / f"python{minor}"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'raise SystemExit(1)'\n")
+    program.chmod(0o755)
+    # A link to a bundle's own launcher must not send it round in circles.
+    (tmp_path / f"python{minor}").symlink_to(prefix / "bin" / "python")
+    environ = {"PATH": f"{prefix}/bin:{others}:{tmp_path}"} | ({"WHEEL_COMPOSER_PYTHON": str(program)} if named else {})
+    done = subprocess.run([prefix / "bin" / "python", "-c", "1"], env=environ, capture_output=True, text=True)
     assert done.returncode == 127
-    assert b"needs a CPython 3.99 on the host" in done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert f"needs a CPython {minor} of the host" in done.stderr
+    searched = f"for python{minor} in {environ['PATH']}:/usr/local/bin:/usr/bin"
+    looked = f"at WHEEL_COMPOSER_PYTHON={program}" if named else searched
+    assert f"looked {looked}" in done.stderr
+
+
+def test_a_minor_version_whose_start_is_not_known_is_refused(tmp_path):
+    with pytest.raises(HostError, match=r"3\.14"):
+        HostProvider().tree("3.14", tmp_path)
 
 
 def test_archive_of_another_version_is_refused(tmp_path):

@@ -16,11 +16,20 @@ from pathlib import Path
 import pytest
 
 from composer import _pip
-from composer.errors import FetchError, HostError, LockError, RecipeError
+from composer.errors import FetchError, HostError, IntegrityError, LockError, RecipeError
 from composer.model.lock import AppliedOverride, ExcludedRequirement, Lock, parse_lock, render_lock
 from composer.steps import resolve as resolve_step
 from composer.steps.fetch import export_wheelhouse, fetch
-from composer.steps.resolve import Exclude, Override, ResolveRequest, UrlSource, marker_environment, resolve
+from composer.steps.load import LocalFile
+from composer.steps.resolve import (
+    Exclude,
+    LocalSource,
+    Override,
+    ResolveRequest,
+    UrlSource,
+    marker_environment,
+    resolve,
+)
 from tests import servers
 from tests.servers import File, Index
 from tests.wheels import build_wheel, wheel_filename
@@ -358,6 +367,45 @@ def test_an_optional_url_source_is_locked_unseen(index: Index) -> None:
     assert (beta.optional, beta.artifacts[0].filename) == (True, "beta-1.0+cu128-py3-none-any.whl")
     unsized = UrlSource(name="beta", version="1.0+cu128", url=url, sha256="b" * 64, optional=True)
     assert lock_of("alpha", url_sources=(unsized,)).packages[-1].artifacts[0].size == 0
+
+
+def local(folder: Path, version: str = "2.0", requires: Sequence[str] = (), **change: object) -> LocalSource:
+    path = folder / "wheels #1" / wheel_filename("hidden", version, "py3-none-any")
+    path.parent.mkdir()
+    path.write_bytes(build_wheel("hidden", version, {"hidden.py": b""}, requires=requires))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    file = LocalFile(path=path, key="small.toml: component[1].path (hidden)")
+    facts = {"name": "hidden", "version": version, "file": file, "sha256": sha256, **change}
+    return LocalSource(**facts)
+
+
+def test_a_local_file_takes_part_in_the_resolution(index: Index, tmp_path: Path) -> None:
+    source = local(tmp_path, requires=["gamma"], optional=True)
+    put(index, "hidden", "3.0")
+    put(index, "alpha", "1.0", ["hidden>=1"])
+    put(index, "gamma", "1.0")
+    lock = lock_of("alpha", "hidden==2.0", files=(source,), as_of=MARCH)
+    assert lock.pins == {"alpha": "1.0", "gamma": "1.0", "hidden": "2.0"}
+    (hidden,) = (one for one in lock.packages if one.name == "hidden")
+    (artifact,) = hidden.artifacts
+    assert (hidden.index, hidden.optional, artifact.url, artifact.sha256) == ("file", True, None, source.sha256)
+    assert (artifact.filename, artifact.size) == (source.file.path.name, source.file.path.stat().st_size)
+    assert str(tmp_path) not in render_lock(lock)
+
+
+def test_a_local_file_that_is_missing_or_another_one_is_not_locked(index: Index, tmp_path: Path) -> None:
+    source = local(tmp_path)
+    source.file.path.write_bytes(b"changed")
+    with pytest.raises(IntegrityError) as caught:
+        lock_of("hidden==2.0", files=(source,))
+    assert caught.value.where == source.file.key
+    assert str(source.file.path) in str(caught.value)
+    source.file.path.unlink()
+    with pytest.raises(FetchError) as missing:
+        lock_of("hidden==2.0", files=(source,))
+    assert missing.value.where == source.file.key
+    assert f"{source.file.path}: No such file" in str(missing.value)
+    assert index.requests == []
 
 
 # --- upgrades --------------------------------------------------------------------------------------------------------

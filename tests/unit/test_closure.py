@@ -7,7 +7,7 @@ import pytest
 from composer.formats.elf import Elf
 from composer.formats.loader import Loader, Tree, lexical
 from composer.model.finding import Finding
-from composer.proofs.closure import Floor, check_closure, floors
+from composer.proofs.closure import Floor, check_bundle, check_closure, floors
 
 
 def elf(
@@ -142,6 +142,15 @@ def test_the_program_gives_its_rpath_and_what_it_has_loaded() -> None:
         ("error", "closure.missing", "bin/other"), ("error", "closure.missing", "sp/c.so"),
     ]  # fmt: skip
     assert len(problems(tree)) == 4
+
+
+def test_a_bundle_without_a_program_lends_no_object_its_rpath() -> None:
+    objects = {"lib/libx.so": elf(soname="libx.so"), "a/y.so": elf("libx.so", "libz.so.1")}
+    program = elf(rpath="$ORIGIN/../lib", kind="executable")
+    assert check_bundle(Tree(objects={**objects, "bin/python3.12": program}), "3.12") == ()
+    (missing,) = check_bundle(Tree(objects=objects, files={"bin/python3.12"}), "3.12")
+    assert (missing.id, missing.subject) == ("closure.missing", "a/y.so")
+    assert "libx.so is not found" in missing.evidence
 
 
 def test_preloaded_is_only_what_is_stated() -> None:

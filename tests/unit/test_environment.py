@@ -31,9 +31,9 @@ if uid:
     os.setgid(uid)
     os.setuid(uid)
 source = open(0).read()
-sys.base_prefix = sys.argv[1]
+place = sys.argv[1] + "/lib/python3.12/site-packages/_compose_environment.py"
 before = dict(os.environ)
-exec(compile(source, "environment.py", "exec"), {"__name__": "_compose_environment"})
+exec(compile(source, place, "exec"), {"__name__": "_compose_environment", "__file__": place})
 print(json.dumps({name: value for name, value in os.environ.items() if before.get(name) != value}))
 """
 
@@ -124,7 +124,7 @@ loaded = set(sys.modules)
 times = []
 for _ in range(20):
     start = time.perf_counter()
-    exec(source, {})
+    exec(source, {"__file__": "/nonexistent/lib/python3.12/site-packages/_compose_environment.py"})
     times.append(time.perf_counter() - start)
 assert set(sys.modules) == loaded, set(sys.modules) - loaded
 print(min(times))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import warnings
 
 import pytest
@@ -23,6 +24,10 @@ from composer.model.globs import compile_glob, matches
         ("**/x.so", ["x.so", "a/x.so", "a/b/x.so"], ["a/yx.so", "x.so/a"]),
         ("a/**/x", ["a/x", "a/b/x", "a/b/c/x"], ["ax", "a/bx", "b/a/x"]),
         ("a**z", ["az", "a/b/z", "abz"], ["a/b", "baz"]),
+        ("a**/z", ["a/z", "ab/z", "a/b/z"], ["az", "a/bz"]),
+        ("**a*b", ["a/ab", "aab", "a/b/ab"], ["a/b", "ab/c"]),
+        ("*a*b**c*d", ["xabcd", "aab/bcbd", "ab/c/cd"], ["x/abcd", "abcd/d"]),
+        ("**/a*/b*/c", ["a/b/c", "x/ab/a/bb/c"], ["a/x/b/c"]),
         ("[abc]x", ["ax", "cx"], ["dx", "x", "[abc]x"]),
         ("[!a]", ["b", "^"], ["a", "/", ""]),
         ("[.-0]", [".", "0"], ["/", "1"]),
@@ -46,6 +51,33 @@ def test_matches(pattern: str, inside: list[str], outside: list[str]) -> None:
 def test_a_turned_range_is_no_glob() -> None:
     with pytest.raises(RecipeError, match=re.escape("'x/[z-a]' is not a glob")):
         compile_glob("x/[z-a]")
+
+
+@pytest.mark.parametrize("pattern", ["*a" * 30 + "b", "**a" * 30 + "b", "**/a*" * 30 + "b", "*a**a?" * 20 + "b"])
+def test_no_pattern_takes_long(pattern: str) -> None:
+    started = time.monotonic()
+    assert not matches("a" * 1000, pattern)
+    assert not matches("a/" * 500, pattern)
+    assert time.monotonic() - started < 1
+
+
+def _reference(path: str, tokens: tuple[str, ...]) -> bool:
+    """The meaning of wildcards, tried out one by one."""
+    if not tokens:
+        return path == ""
+    token, *others = tokens
+    if token in ("**/", "**", "*"):
+        ends = [end for end in range(len(path) + 1) if token != "*" or "/" not in path[:end]]
+        ends = [end for end in ends if token != "**/" or end == 0 or path[end - 1] == "/"]
+        return any(_reference(path[end:], tuple(others)) for end in ends)
+    fits = path[:1] == token or (token == "?" and path[:1] not in ("", "/"))
+    return fits and _reference(path[1:], tuple(others))
+
+
+@given(pattern=st.text(st.sampled_from("ab/*?"), max_size=8), path=st.text(st.sampled_from("ab/"), max_size=8))
+def test_wildcards_mean_what_trying_everything_finds(pattern: str, path: str) -> None:
+    tokens = tuple(re.findall(r"(?:^|(?<=/))\*\*/|\*\*|.", pattern))
+    assert matches(path, pattern) == _reference(path, tokens)
 
 
 _PATHS = st.text(st.sampled_from("ab/.*?[]!-\\^n\n"), max_size=12)

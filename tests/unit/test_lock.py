@@ -36,6 +36,10 @@ LOCK = Lock(
             artifacts=(Artifact(filename="alpha-1.0-py3-none-any.whl", size=12, sha256="b" * 64),),
         ),
         LockedPackage(
+            name="alpha-own", version="1.0", index="file", optional=True,
+            artifacts=(Artifact(filename="alpha_own-1.0-py3-none-any.whl", size=7, sha256="d" * 64),),
+        ),
+        LockedPackage(
             name="beta-kit", version="2.0+cu128", index="url", optional=True,
             artifacts=(
                 Artifact(
@@ -58,7 +62,7 @@ def test_reads_back_equal() -> None:
 def test_is_pep_751() -> None:
     pylock = Pylock.from_dict(tomllib.loads(TEXT))
     pylock.validate()
-    assert [package.name for package in pylock.packages] == ["alpha", "beta-kit"]
+    assert [package.name for package in pylock.packages] == ["alpha", "alpha-own", "beta-kit"]
     wheel = pylock.packages[0].wheels[0]
     assert (wheel.path, wheel.url, wheel.size) == ("wheelhouse/alpha-1.0-py3-none-any.whl", None, 12)
     assert LOCK.filename == "pylock.small.toml"
@@ -80,7 +84,7 @@ def test_lines_can_be_read() -> None:
 
 
 def test_pins() -> None:
-    assert LOCK.pins == {"alpha": "1.0", "beta-kit": "2.0+cu128"}
+    assert LOCK.pins == {"alpha": "1.0", "alpha-own": "1.0", "beta-kit": "2.0+cu128"}
 
 
 def test_absent_parts_stay_absent() -> None:
@@ -108,6 +112,8 @@ def test_any_reason_survives(reason: str, replaced: str) -> None:
     ("old", "new", "message"),
     [
         ("lock-version", "lock version", "not TOML"),
+        ("size = 12", "size = " + "9" * 5_000, "not TOML"),
+        ('{ index = "url",', '{ index = "file",', "if and only if"),
         ('lock-version = "1.0"', 'lock-version = "2.0"', "not supported"),
         ('lock-version = "1.0"\n', "", "missing required value"),
         ("schema = 1", "schema = 2", "schema 2"),

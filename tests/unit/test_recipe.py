@@ -62,6 +62,11 @@ url = "https://example.org/beta-2.0-py3-none-any.whl"
 sha256 = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 sm = [90]
 reason = "only there"
+[component.slim]
+files = ["beta/lib/*.so", "beta/**/*.cubin"]
+licence = "MIT"
+text = "licenses/LICENSE"
+sha256 = "dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd"
 [[component]]
 name = "delta"
 tool = true
@@ -120,6 +125,9 @@ def test_reads_every_key() -> None:
     assert [alpha.links[0].applies(sm) for sm in (80, 90)] == [False, True]
     assert beta.sm == (90,)
     assert RECIPE.component_of("alpha") is alpha
+    assert alpha.slim is None
+    assert beta.slim is not None
+    assert (beta.slim.gpu, beta.slim.keep_ptx, beta.slim.debug) == (True, False, True)
     assert RECIPE.component_of("unheard-of").patches == ()
     assert RECIPE.bundle_name(TARGET) == "small-python312-cuda12_8-sm90-avx512"
 
@@ -164,6 +172,8 @@ def test_a_target_that_is_not_served(change: dict[str, Any], where: str, word: s
         ("verison", "version"), ("components", "component"), ("as_of", "as-of"), ("component.1.sha265", "sha256"),
         ("component.0.prune.0.path", "paths"), ("component.0.needs_driver", "needs-driver"),
         ("native.0.release.licens", "licence"), ("requires.0.resaon", "reason"), ("refuse.0.sms", "sm"),
+        ("component.1.slim.file", "files"), ("component.1.slim.keep_ptx", "keep-ptx"),
+        ("component.1.slim.license", "licence"), ("component.1.slims", "slim"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_names_the_nearest(path: str, near: str) -> None:
@@ -191,7 +201,9 @@ def test_all_unknown_keys_are_told_at_once() -> None:
         ("component", {"name": "x"}), ("component.0", "x"), ("component.0.name", ["x"]),
         ("component.1.size", float("nan")),
         ("component.0.prune", {"paths": []}), ("component.0.prune.0.paths", "x"), ("component.0.prune.0.sm-not", 80),
-        ("component.2.tool", "yes"), ("native.0.release", []), ("native.0.release.size", "5"), ("environment", []),
+        ("component.2.tool", "yes"), ("component.1.slim", "all"), ("component.1.slim", []),
+        ("component.1.slim.files", "x"), ("component.1.slim.gpu", 1), ("component.1.slim.sha256", 5),
+        ("native.0.release", []), ("native.0.release.size", "5"), ("environment", []),
         ("environment.SMALL_MODE", 1), ("indexes.extra", ["x"]), ("requires.0.to", False), ("constraints", {}),
     ],
 )  # fmt: skip
@@ -203,7 +215,9 @@ def test_a_wrong_type_names_its_place(path: str, value: object) -> None:
     assert error.where == f"small.toml: {place}"
 
 
-@pytest.mark.parametrize("path", ["name", "sm", "component", "component.0.name", "refuse.0.reason", "native.0.path"])
+@pytest.mark.parametrize("path", ["name", "sm", "component", "component.0.name", "refuse.0.reason", "native.0.path",
+                                  "component.1.slim.files", "component.1.slim.licence", "component.1.slim.text",
+                                  "component.1.slim.sha256"])  # fmt: skip
 def test_a_missing_key_is_named(path: str) -> None:
     data: Any = copy.deepcopy(DATA)
     *parents, last = path.split(".")
@@ -245,6 +259,10 @@ FAULTS: list[tuple[str, list[str]]] = [
     ("component.0.index", ["other", "https://example.org/simple", "-x"]),
     ("component.1.url", _NOT_HTTPS),
     ("component.1.sha256", _NO_SHA256),
+    ("component.1.slim.sha256", _NO_SHA256),
+    ("component.1.slim.files", [*_NO_PATH, "a/[z-a]"]),
+    ("component.1.slim.text", _NO_PATH),
+    ("component.1.slim.licence", ["", " ", "MIT\n", "\x1b[31m"]),
     ("component.0.patches.0", _NO_PATH),
     ("component.0.prune.0.paths", [*_NO_PATH, "a/[z-a]"]),
     ("component.0.links.0.path", _NO_PATH),
@@ -285,11 +303,21 @@ def test_a_variable_that_a_bundle_may_not_set(name: str) -> None:
     ("path", "value", "place"),
     [
         ("component.1.name", "alpha", "component[1].name"),
+        ("component", [], "component"),
+        ("requires.0.of", "Al_pha", "requires[0].of"),
+        ("component.1.path", "beta-2.0-py3-none-any.whl", "component[1].path"),
+        ("component.1.index", "extra", "component[1].index"),
+        ("component.0.size", 5, "component[0].size"),
+        ("component.1.size", 0, "component[1].size"),
+        ("indexes.file", "https://example.org/simple", "indexes.file"),
         ("component.1.version", None, "component[1].version"),
         ("component.1.sha256", None, "component[1].sha256"),
         ("component.0.sha256", "a" * 64, "component[0].sha256"),
         ("component.1.reason", None, "component[1].reason"),
         ("component.0.untouched", "its licence", "component[0].untouched"),
+        ("component.1.slim.files", [], "component[1].slim.files"),
+        ("component.1.untouched", "its licence", "component[1].slim"),
+        ("untouched.0.names", ["bet*"], "component[1].slim"),
         ("refuse.0.sm", [90, 61], "refuse[0].sm"),
         ("sm", [90, 90], "sm"),
         ("sm", [], "sm"),
@@ -299,6 +327,35 @@ def test_a_variable_that_a_bundle_may_not_set(name: str) -> None:
 )
 def test_a_contradiction(path: str, value: object, place: str) -> None:
     assert str(refusal(path, value).where) == f"small.toml: {place}"
+
+
+WHEEL = {"name": "zeta", "version": "1.0", "path": "wheels/zeta-1.0-py3-none-any.whl", "sha256": "a" * 64}
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"sha256": None}, "sha256"),
+        ({"sha256": "A" * 64}, "sha256"),
+        ({"version": None}, "version"),
+        ({"index": "extra"}, "index"),
+        ({"url": "https://example.org/zeta-1.0-py3-none-any.whl"}, "path"),
+        ({"version": "1.1"}, "path"),
+        *(({"path": path}, "path") for path in (
+            "", "wheels", "wheels/", "zeta-1.0.tar.gz", "eta-1.0-py3-none-any.whl", "zeta-1.0-py3-none-any.whl\n",
+            "a\\zeta-1.0-py3-none-any.whl", "-x/zeta-1.0-py3-none-any.whl", "\x1b/zeta-1.0-py3-none-any.whl",
+        )),
+    ],
+)  # fmt: skip
+def test_a_local_file_that_cannot_be_meant(change: dict[str, str | None], key: str) -> None:
+    component = {name: value for name, value in (WHEEL | change).items() if value is not None}
+    assert f"small.toml: component[3].{key}" in str(refusal("component", [*DATA["component"], component]).where)
+
+
+@pytest.mark.parametrize("path", [WHEEL["path"], "../zeta-1.0-py3-none-any.whl", "/a b/ü/zeta-1.0-1-py3-none-any.whl"])
+def test_a_local_file(path: str) -> None:
+    recipe = parse_recipe(changed("component", [*DATA["component"], WHEEL | {"path": path}]), "small.toml")
+    assert recipe.component[-1].path == path
 
 
 def test_a_date_without_a_time_zone() -> None:
@@ -364,6 +421,25 @@ def test_a_file_with_included_components(tmp_path: Path) -> None:
     after = load_recipe(str(tmp_path / "small.toml"))
     assert (after.patches, after.recipe) == (tmp_path / "patches", before.recipe)
     assert after.digest != before.digest
+
+
+def test_local_files_lie_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
+    def component(name: str, path: str, digit: str) -> str:
+        return f'[[component]]\nname = "{name}"\nversion = "1.0"\npath = "{path}"\nsha256 = "{digit * 64}"\n'
+
+    (tmp_path / "parts").mkdir()
+    more = component("eta", "wheels/eta-1.0-py3-none-any.whl", "b")
+    more += component("theta", "../theta-1.0-py3-none-any.whl", "c")
+    more += component("iota", "/srv/iota-1.0-py3-none-any.whl", "d")
+    own = component("zeta", "wheels/zeta-1.0-py3-none-any.whl", "a")
+    loaded(tmp_path, 'include = ["parts/more.toml"]\n' + HEAD + BODY + own, **{"parts/more": more})
+    files = load_recipe(str(tmp_path / "small.toml")).local_files()
+    assert {digest[0]: (Path(os.path.normpath(one.path)), one.key) for digest, one in files.items()} == {
+        "a": (tmp_path / "wheels/zeta-1.0-py3-none-any.whl", "small.toml: component[3].path (zeta)"),
+        "b": (tmp_path / "parts/wheels/eta-1.0-py3-none-any.whl", "small.toml: component[4].path (eta)"),
+        "c": (tmp_path / "theta-1.0-py3-none-any.whl", "small.toml: component[5].path (theta)"),
+        "d": (Path("/srv/iota-1.0-py3-none-any.whl"), "small.toml: component[6].path (iota)"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -435,7 +511,7 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
     assert caught.value.fix == "Did you mean 'sglang'?"
     with pytest.raises(RecipeError) as caught:
         load_recipe("zzz")
-    assert caught.value.fix == "Shipped: sglang."
+    assert caught.value.fix == "Known: sglang."
 
 
 @pytest.mark.parametrize("name", ["", "targets.tom", "../recipes/x", "a\0b", "/nonexistent/x.toml", "-x", "."])
