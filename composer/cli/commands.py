@@ -6,7 +6,7 @@ import functools
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,9 @@ import msgspec
 
 import composer
 from composer.cli import render
+from composer.cli.gpu import gpu_code
 from composer.cli.progress import drawn
+from composer.cli.slim import slim
 from composer.errors import RecipeError, VerifyError
 from composer.steps.build import Settings, at_hand, fetch_all, prepare, sources, summarise
 from composer.steps.build import build as run_build
@@ -24,7 +26,7 @@ from composer.steps.fetch import export_wheelhouse
 from composer.steps.load import load_recipe
 from composer.steps.locks import LockOptions, Mode, renew_lock
 from composer.steps.outline import Outline, Request, outline
-from composer.steps.plan import LEVELS, Options
+from composer.steps.plan import LEVELS, SLIM, Options
 from composer.steps.unpack import unpack as run_unpack
 from composer.steps.verify import verify as run_verify
 from composer.store import Store
@@ -36,7 +38,10 @@ _TARGET_OPTIONS = (
     click.option("--recipe", default="sglang", show_default=True, help="A shipped recipe, or the path of one."),
     click.option("--sm", required=True, help="GPU architecture: 90, sm90 or 9.0."),
     click.option("--isa", required=True, help="CPU instruction set: avx2, avx512, ..."),
-    click.option("--python", help="Minor version, or the path of a CPython to bundle. Default: the recipe's order."),
+    click.option("--python", metavar="VERSION|PATH|host[:VERSION]",
+                 help="Minor version, path of a CPython to bundle, or none: the host's. Default: the recipe's order."),
+    click.option("--overlay", "overlays", multiple=True, metavar="NAME|PATH",
+                 help="Change the recipe: `lean` leaves out what serving text models never calls."),
     click.option("--torch", type=click.Choice(["auto", "wheel", "source"]), default="auto", show_default=True,
                  help="How PyTorch is had."),
 )  # fmt: skip
@@ -51,8 +56,13 @@ _WORK_OPTIONS = (
 )  # fmt: skip
 _SHAPE_OPTIONS = (
     click.option("--compress", type=click.Choice(list(LEVELS)), default="default", show_default=True,
-                 help="fast: zstd 1; default: zstd 3; max: zstd 19. All match over 64 MiB."),
+                 help="fast: zstd 3; default: zstd 9; max: zstd 19. All match over 64 MiB."),
     click.option("--bytecode/--no-bytecode", default=True, show_default=True, help="Compile modules ahead of time."),
+    click.option("--slim", type=click.Choice(SLIM), default=SLIM[0], show_default=True,
+                 help="Cut code for other GPUs from libraries: those whose licence allows it, all, or none."),
+    click.option("--keep-ptx", is_flag=True, help="Keep the newest PTX, which the driver compiles for later GPUs."),
+    click.option("--accept-license-modification", "accept_licence_modification", is_flag=True,
+                 help="With --slim all: modify what may only be passed on unmodified. The bundle stays in your house."),
     click.option("--output", "-o", type=_PATH, default=Path("dist"), show_default=True, help="Folder of the bundle."),
 )  # fmt: skip
 
@@ -73,6 +83,9 @@ def compose() -> None:
     """Compose CUDA wheels into one relocatable bundle for one GPU architecture and one CPU instruction set."""
 
 
+compose.add_command(gpu_code)
+
+
 def _lock_options(kwargs: dict[str, Any]) -> LockOptions:
     if kwargs["locked"] and kwargs["frozen"]:
         raise RecipeError("--locked and --frozen contradict each other", fix="Give one of them.")
@@ -83,13 +96,18 @@ def _lock_options(kwargs: dict[str, Any]) -> LockOptions:
 def _outline(store: Store, kwargs: dict[str, Any]) -> Outline:
     request = Request(
         recipe=kwargs["recipe"], sm=kwargs["sm"], isa=kwargs["isa"], python=kwargs["python"], torch=kwargs["torch"],
-        lock=_lock_options(kwargs), wheelhouses=kwargs["wheelhouses"],
+        lock=_lock_options(kwargs), wheelhouses=kwargs["wheelhouses"], private=kwargs.get("slim") == "all",
+        overlays=kwargs["overlays"],
     )  # fmt: skip
     return outline(request, store)
 
 
 def _settings(kwargs: dict[str, Any]) -> Settings:
     return Settings(jobs=kwargs["jobs"], offline=kwargs["offline"], wheelhouses=kwargs["wheelhouses"])
+
+
+def _options(kwargs: dict[str, Any]) -> Options:
+    return Options(**{one.name: kwargs[one.name] for one in fields(Options)})
 
 
 def _bundle_path(decided: Outline, folder: Path) -> Path:
@@ -103,11 +121,10 @@ def _bundle_path(decided: Outline, folder: Path) -> Path:
 def build(*, dry_run: bool, as_json: bool, **kwargs: Any) -> None:  # noqa: ANN401
     """Build a bundle: NAME.tar.zst and NAME.tar.zst.sha256."""
     started = time.monotonic()
-    store, settings = Store(), _settings(kwargs)
+    store, settings, options = Store(), _settings(kwargs), _options(kwargs)
     with drawn(quiet=as_json) as listener:
         decided = _outline(store, kwargs)
         output = _bundle_path(decided, kwargs["output"])
-        options = Options(compress=kwargs["compress"], bytecode=kwargs["bytecode"])
         if dry_run and not at_hand(decided, store, settings):
             render.outline(decided, output, store, as_json=as_json)
             return
@@ -198,3 +215,6 @@ def unpack(*, bundle: Path, prefix: Path, jobs: int, debug: bool) -> None:  # no
     with drawn() as listener:
         run_unpack(open_bundle(bundle), prefix.absolute(), jobs=jobs, listener=listener)
     click.echo(f"unpacked into {prefix}")
+
+
+compose.add_command(slim)

@@ -13,7 +13,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from composer.events import Event, Listener
 
 _TITLES = {"fetch": "fetching", "survey": "looking through wheels", "layer": "composing", "pack": "packing",
-           "unpack": "unpacking", "verify": "verifying"}  # fmt: skip
+           "unpack": "unpacking", "verify": "verifying", "objects": "reading shared objects",
+           "slim": "slimming"}  # fmt: skip
 
 
 @contextlib.contextmanager

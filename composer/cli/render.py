@@ -43,7 +43,9 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _notes(warnings: Sequence[str], left_out: Sequence[str]) -> None:
+def _notes(warnings: Sequence[str], left_out: Sequence[str], stubs: Sequence[str] = ()) -> None:
+    for line in stubs:
+        click.echo(f"stub:     {line}")
     for line in left_out:
         click.echo(f"left out: {line}")
     for line in warnings:
@@ -52,17 +54,19 @@ def _notes(warnings: Sequence[str], left_out: Sequence[str]) -> None:
 
 def outline(decided: Outline, output: Path, store: Store, *, as_json: bool) -> None:
     """A plan made before the wheels are here: what would be downloaded."""
+    local = {digest for digest, file in decided.loaded.local_files().items() if file.path.is_file()}
     rows = [
         PlannedWheel(name=one.name, version=one.version, size=artifact.size or 0,
-                     fetched=artifact_path(store.root, artifact).is_file())
+                     fetched=artifact.sha256 in local or artifact_path(store.root, artifact).is_file())
         for one in decided.packages for artifact in one.artifacts
     ]  # fmt: skip
     missing = sorted((row for row in rows if not row.fetched), key=lambda row: -row.size)
+    stubs = [one.summary for one in decided.recipe.stub]
     if as_json:
         click.echo(msgspec.json.encode({
             "name": decided.name, "lock": decided.lock.filename, "interpreter": decided.interpreter.label,
-            "torch": decided.torch, "wheels": rows, "left_out": decided.left_out, "warnings": decided.warnings,
-            "output": str(output),
+            "torch": decided.torch, "wheels": rows, "stubs": stubs, "left_out": decided.left_out,
+            "warnings": decided.warnings, "output": str(output),
         }))  # fmt: skip
         return
     _head(decided.name, decided.interpreter.label, decided.torch, decided.lock.filename)
@@ -72,7 +76,7 @@ def outline(decided: Outline, output: Path, store: Store, *, as_json: bool) -> N
     _console().print(table)
     total = sum(row.size for row in missing)
     click.echo(f"{len(missing)} of {len(rows)} wheels to download, {size(total)}; edits are planned once they are here")
-    _notes(decided.warnings, [f"{one.name} {one.version}: {one.reason}" for one in decided.left_out])
+    _notes(decided.warnings, [f"{one.name} {one.version}: {one.reason}" for one in decided.left_out], stubs)
     click.echo(f"output:   {output}")
 
 
@@ -96,7 +100,7 @@ def plan(summary: Summary, *, as_json: bool) -> None:
     click.echo(
         f"{len(todo)} of {len(summary.layers)} layers to compose ({size(sum(one.size for one in todo))} of wheels)"
     )
-    _notes(summary.warnings, [f"{one.name} {one.version}: {one.reason}" for one in summary.left_out])
+    _notes(summary.warnings, [f"{one.name} {one.version}: {one.reason}" for one in summary.left_out], summary.stubs)
     click.echo("output is up to date" if summary.up_to_date else f"output:   {summary.output}")
 
 

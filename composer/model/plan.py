@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from composer.model.globs import matches
+from composer.model.gpu import Image, Selection, select
 from composer.model.recipe import Link, Prune, PthFile, RequiresEdit
 
 
@@ -21,6 +23,36 @@ class RpathEdit(msgspec.Struct, frozen=True, kw_only=True):
     added: Sequence[str]
     dropped: Sequence[str]
     why: Sequence[str]
+
+
+class SlimEdit(msgspec.Struct, frozen=True, kw_only=True):
+    """Which objects of a wheel are made smaller, for which SMs, and what allows it.
+
+    files: globs below site-packages. gpu: cut code that no GPU of these SMs can run; keep_ptx: but keep the newest PTX.
+    A loose cubin has nothing to cut: it is left out, or stays byte for byte. debug: cut symbols for debuggers.
+    """
+
+    files: Sequence[str]
+    sms: Sequence[int]
+    licence: str
+    gpu: bool
+    keep_ptx: bool
+    debug: bool
+
+    def covers(self, path: str) -> bool:
+        """Whether the object at `path` (below the prefix) is one of them."""
+        return self.pattern(path) is not None
+
+    def pattern(self, path: str) -> str | None:
+        """Which of the globs names the object at `path`, if any does."""
+        name = path.partition("/site-packages/")[2] or path
+        return next((pattern for pattern in self.files if matches(name, pattern)), None)
+
+    def why_left_out(self, path: str, cubin: Image) -> str | None:
+        """Why the loose cubin at `path` is left out; None when it stays."""
+        if not self.gpu or not self.covers(path) or select([cubin], Selection(sms=tuple(self.sms))):
+            return None
+        return f"sm_{cubin.sm}{cubin.variant} code, which no GPU of SM {', '.join(map(str, self.sms))} runs"
 
 
 class PatchFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +80,7 @@ class WheelPlan(msgspec.Struct, frozen=True, kw_only=True):
     prune: Sequence[Prune] = ()
     links: Sequence[Link] = ()
     rpath: Sequence[RpathEdit] = ()
+    slim: SlimEdit | None = None
     pth: Sequence[PthFile] = ()
     untouched: str | None = None
     bytecode: str | None
@@ -93,6 +126,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     interpreter: str
     torch: str
     layers: Sequence[PlannedLayer]
+    stubs: Sequence[str]
     left_out: Sequence[LeftOut]
     warnings: Sequence[str]
     fingerprint: str

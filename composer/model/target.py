@@ -81,6 +81,13 @@ def parse_sm(text: str, targets: Targets) -> int:
     return int(digits)
 
 
+def parse_sms(text: str, targets: Targets) -> tuple[int, ...]:
+    """`90`, `80,9.0` as sorted architectures and `all` as none; RecipeError as of `parse_sm`."""
+    if text.strip().lower() == "all":
+        return ()
+    return tuple(sorted({parse_sm(one, targets) for one in text.split(",")}))
+
+
 def parse_isa(text: str, targets: Targets) -> str:
     """A known instruction set, or RecipeError with the nearest spelling."""
     name = text.strip().lower()

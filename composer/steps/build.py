@@ -26,7 +26,8 @@ from composer.steps.outline import Outline
 from composer.steps.own import debian_mirrors, own_files, releases
 from composer.steps.pack import Ready, is_packed, pack, read_checksum
 from composer.steps.plan import Options, Plan, draft_wheels, kept_files, plan_wheels, summary_edits, wheel_key
-from composer.steps.survey import Wanted, WheelFile, read_objects, survey_wheels
+from composer.steps.stubs import stub_files
+from composer.steps.survey import Survey, Wanted, WheelFile, read_objects, survey_wheels
 from composer.store import Store
 
 
@@ -82,15 +83,16 @@ def fetch_all(outline: Outline, store: Store, settings: Settings, listener: List
     """All sources, in the store. What is optional may be missing."""
     return fetch(
         sources(outline), into=store.root, wheelhouse=settings.wheelhouses, indexes=outline.recipe.indexes,
-        alternatives=debian_mirrors(outline.recipe, store),
+        alternatives=debian_mirrors(outline.recipe, store), local=outline.loaded.local_files(),
         offline=settings.offline, progress=functools.partial(_tell_fetch, listener),
     )  # fmt: skip
 
 
 def at_hand(outline: Outline, store: Store, settings: Settings) -> bool:
     """Whether a build would have to download nothing that it cannot do without."""
+    local = {digest: file.path for digest, file in outline.loaded.local_files().items()}
     return all(
-        any(place.is_file() for place in (artifact_path(store.root, artifact),
+        any(place.is_file() for place in (artifact_path(store.root, artifact), local.get(artifact.sha256, Path()),
                                           *(folder / artifact.filename for folder in settings.wheelhouses)))
         for package in sources(outline) if not package.optional for artifact in package.artifacts
     )  # fmt: skip
@@ -112,14 +114,12 @@ def prepare(outline: Outline, store: Store, settings: Settings, options: Options
     interpreter = interpreter_layer(store, outline.interpreter, options)
     wheels = {one.name: _wheel_file(fetched, one) for one in packages}
     surveys = survey_wheels(store, wheels, outline.target.python, jobs=settings.jobs, listener=listener)
-    drafts = draft_wheels(outline, surveys, options, interpreter.version if options.bytecode else None)
-    wanted = {
-        draft.name: Wanted(wheel=wheels[draft.name], stays=draft.untouched is not None,
-                           files=[file for file in kept_files(draft, surveys[draft.name]) if file.is_elf])
-        for draft in drafts
-    }  # fmt: skip
+    drafts = draft_wheels(outline, surveys, options, interpreter.bytecode)
+    wanted = {draft.name: _wanted(draft, surveys[draft.name], wheels[draft.name]) for draft in drafts}
     objects = read_objects(store, wanted, options.level, jobs=settings.jobs, listener=listener)
-    own_key, own = own_layer(store, own_files(outline, fetched, store), outline.interpreter, interpreter, options)
+    ours = own_files(outline, fetched, store, options)
+    ours += stub_files(outline, wheels, surveys, store)
+    own_key, own = own_layer(store, ours, outline.interpreter, interpreter, options)
     sizes = {name: sum(file.member.size for file in survey.files) for name, survey in surveys.items()}
     plan = plan_wheels(outline, drafts, surveys, objects, [*interpreter.files, *own])
     keyed = {
@@ -137,6 +137,12 @@ def prepare(outline: Outline, store: Store, settings: Settings, options: Options
         sizes={key: sizes[wheel.name] for key, wheel in keyed.items()}, left_out=(*outline.left_out, *left_out),
         warnings=(*outline.warnings, *interpreter.warnings, *_plan_warnings(plan)),
     )  # fmt: skip
+
+
+def _wanted(draft: WheelPlan, survey: Survey, wheel: WheelFile) -> Wanted:
+    files = [file for file in kept_files(draft, survey) if file.is_elf and not file.cubin]
+    slimmed = frozenset(file.path for file in files if draft.slim and draft.slim.covers(file.path))
+    return Wanted(wheel=wheel, files=files, stays=draft.untouched is not None, slimmed=slimmed)
 
 
 def _wheel_file(fetched: Fetched, package: LockedPackage) -> WheelFile:
@@ -169,8 +175,9 @@ def summarise(prepared: Prepared, output: Path) -> Summary:
     fingerprint = _fingerprint(prepared)
     return Summary(
         name=outline.name, recipe=f"{outline.recipe.name} {outline.recipe.version}", lock=outline.lock.filename,
-        target=target_facts(outline), interpreter=outline.interpreter.label, torch=outline.torch, layers=layers,
-        left_out=prepared.left_out, warnings=prepared.warnings, fingerprint=fingerprint, output=str(output),
+        target=target_facts(outline), interpreter=outline.interpreter.label, torch=_torch(prepared), layers=layers,
+        stubs=[one.summary for one in outline.recipe.stub], left_out=prepared.left_out, warnings=prepared.warnings,
+        fingerprint=fingerprint, output=str(output),
         up_to_date=bool(fingerprint) and is_packed(output, fingerprint),
     )  # fmt: skip
 
@@ -179,6 +186,20 @@ def _fingerprint(prepared: Prepared) -> str:
     """The fingerprint, when every layer is at hand; empty otherwise."""
     layers = [layer for layer in prepared.known.values() if layer]
     return fingerprint_of(layers) if len(layers) == len(prepared.known) else ""
+
+
+def _torch(prepared: Prepared) -> str:
+    """How PyTorch was had, and for which GPUs."""
+    slim = any(wheel.name == "torch" and wheel.slim for wheel in prepared.wheels.values())
+    gpus = f"slimmed to SM {prepared.outline.target.sm}" if slim else "all its GPU architectures"
+    return f"{prepared.outline.torch}; {gpus}"
+
+
+def _recipe_facts(outline: Outline) -> dict[str, str]:
+    """Which recipe. Its digest covers the overlays, too."""
+    recipe, overlays = outline.recipe, outline.loaded.overlays
+    facts = {"name": recipe.name, "version": recipe.version, "sha256": outline.loaded.digest}
+    return facts | ({"overlays": " ".join(overlays)} if overlays else {})
 
 
 def target_facts(outline: Outline) -> dict[str, str]:
@@ -285,8 +306,8 @@ def _manifest(prepared: Prepared, layers: list[Layer]) -> Manifest:
     ]  # fmt: skip
     return Manifest(
         name=outline.name, fingerprint=fingerprint_of(layers), composer=composer.__version__,
-        recipe={"name": recipe.name, "version": recipe.version, "sha256": outline.loaded.digest},
-        lock=outline.lock.recipe, target=target_facts(outline), python=prepared.interpreter.version,
-        interpreter=outline.interpreter.label, torch=outline.torch, serve=recipe.serve, floors=prepared.plan.floors,
-        checks=checks, left_out=prepared.left_out, warnings=prepared.warnings, layers=layers,
+        recipe=_recipe_facts(outline), lock=outline.lock.recipe, target=target_facts(outline),
+        python=prepared.interpreter.version, interpreter=outline.interpreter.label, torch=_torch(prepared),
+        slim=prepared.options.slim, serve=recipe.serve, floors=prepared.plan.floors, checks=checks,
+        left_out=prepared.left_out, warnings=prepared.warnings, layers=layers,
     )  # fmt: skip

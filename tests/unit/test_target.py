@@ -8,7 +8,7 @@ import pytest
 from packaging.tags import compatible_tags
 
 from composer.errors import RecipeError
-from composer.model.target import GLIBC_CEILING, Target, Targets, parse_isa, parse_sm, parse_targets
+from composer.model.target import GLIBC_CEILING, Target, Targets, parse_isa, parse_sm, parse_sms, parse_targets
 from composer.steps.load import load_targets
 
 DATA = {
@@ -28,6 +28,20 @@ TARGET = Target(sm=90, isa="avx512", cuda="12.8", python="3.12")
 )
 def test_spellings_of_an_sm(text: str, sm: int) -> None:
     assert parse_sm(text, TARGETS) == sm
+
+
+@pytest.mark.parametrize(
+    ("text", "sms"),
+    [("90", (90,)), ("100,90", (90, 100)), ("9.0, sm_100 ,90", (90, 100)), ("all", ()), (" ALL\n", ())],
+)
+def test_several_sms(text: str, sms: tuple[int, ...]) -> None:
+    assert parse_sms(text, TARGETS) == sms
+
+
+@pytest.mark.parametrize("text", ["", ",", "90,", ",90", "90,,100", "90;100", "90 100", "all,90", "90,91", "none"])
+def test_several_of_which_one_is_unknown(text: str) -> None:
+    with pytest.raises(RecipeError, match="unknown GPU architecture"):
+        parse_sms(text, TARGETS)
 
 
 @pytest.mark.parametrize("text", ["", "9", "91", "sm-90", "90a", "9.00", "-90", "90\n91", "9 0", "$(id)", "٩٠", "1000"])

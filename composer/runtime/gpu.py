@@ -1,0 +1,90 @@
+"""Refuse a host whose GPUs the bundle was not built for, before CUDA answers "no kernel image is available".
+
+Its code for other GPUs was cut out, or was never there. The check runs once, when torch is first looked for: programs
+that use no GPU do not pay for it. NVML is asked and not CUDA, because a process that has initialised CUDA cannot fork.
+"""
+
+# Every start of the interpreter reads this file, so what only the check needs is imported there.
+# ruff: noqa: PTH118, PTH120, PTH123
+
+import os
+import sys
+
+_SKIP = "WHEEL_COMPOSER_GPU_CHECK"
+# This module is PREFIX/lib/python3.X/site-packages/_compose_gpu.py.
+_TARGET = os.path.join(os.path.dirname(__file__), "..", "..", "..", "share", "compose", "target.json")
+
+
+class _Gate:
+    """A finder that finds nothing: it sees the first search for torch.
+
+    It stays in sys.meta_path: the import system walks over that very list, and a finder less would hide the next one.
+    """
+
+    pending = True
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:  # noqa: ARG002
+        if name == "torch" and self.pending:
+            _check()
+            self.pending = False
+
+
+def _gpus() -> list[tuple[str, int]]:
+    """(name, SM) of every GPU that the driver shows; none where there is no driver, or one without these functions."""
+    import ctypes
+
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2():
+            return []
+        nvml.nvmlDeviceGetCudaComputeCapability  # noqa: B018  # old drivers lack it
+    except (OSError, AttributeError):
+        return []
+    found, count = [], ctypes.c_uint()
+    nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+    for index in range(count.value):
+        handle, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
+        name = ctypes.create_string_buffer(96)
+        if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)):
+            continue
+        nvml.nvmlDeviceGetName(handle, name, len(name))
+        if not nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)):
+            found.append((name.value.decode("utf-8", "replace"), 10 * major.value + minor.value))
+    nvml.nvmlShutdown()
+    return found
+
+
+def _runs(sm: int, built: int, *, ptx: bool) -> bool:
+    """Whether code built for one SM runs on another: of the same major and not newer, and never on or from a Jetson.
+
+    From 9.0 on the kernels are specific to their SM (`sm_90a`). The driver compiles PTX for every later one.
+    """
+    if sm == built or (ptx and sm > built):
+        return True
+    return sm // 10 == built // 10 == 8 and sm > built and 87 not in (sm, built)
+
+
+def _check() -> None:
+    if os.environ.get(_SKIP) == "off" or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return
+    import json
+
+    try:
+        with open(_TARGET) as stream:
+            target = json.load(stream)
+    except (OSError, ValueError):
+        return
+    gpus = _gpus()
+    if not gpus or any(_runs(sm, built, ptx=target["ptx"]) for _, sm in gpus for built in target["sm"]):
+        return
+    built = ", ".join(f"SM {sm}" for sm in target["sm"])
+    found = ", ".join(f"{name} (SM {sm})" for name, sm in dict.fromkeys(gpus))
+    sys.stderr.write(
+        f"{target['name']}: this bundle was built for {built}; this host has {found}\n"
+        f"  why: code for other GPUs was left out of it, so kernels would fail\n"
+        f"  fix: use a bundle built with --sm {gpus[0][1]} (to try this one all the same: {_SKIP}=off)\n"
+    )
+    raise SystemExit(10)
+
+
+sys.meta_path.insert(0, _Gate())
