@@ -6,12 +6,9 @@ What is compared, and how to read the result: bench/README.md.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import datetime as dt
 import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import signal
 import statistics
@@ -24,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
-from measure import Usage, measured, read_into_page_cache
+from measure import Usage, environ, machine_facts, measured, read_into_page_cache, scratch_folder, today
 from packaging.utils import canonicalize_name
 
 import composer
-from composer._fs import host_errors, write_atomic
+from composer._fs import write_atomic
 from composer._proc import run
 from composer.cli.progress import drawn
 from composer.errors import ComposerError, FetchError, HostError, RecipeError
@@ -97,38 +94,49 @@ class Match:
 # --- the contestants: each works in an empty folder of its own and leaves nothing behind ------------------------------
 
 
-def compose_cold(match: Match, folder: Path, number: int) -> Outcome:
+def compose_unslimmed(match: Match, folder: Path, number: int) -> Outcome:
+    """What the peers do: every library as it is, at their zstd level."""
+    return _composed(match, folder, number, "compose", ["--compress", "fast", "--slim", "none"])
+
+
+def compose_as_shipped(match: Match, folder: Path, number: int) -> Outcome:
+    """What a user gets without options: code for other GPUs cut out, and a higher zstd level."""
+    return _composed(match, folder, number, "compose, slimmed", [])
+
+
+def _composed(match: Match, folder: Path, number: int, contestant: str, words: Sequence[str]) -> Outcome:
     """`compose build` from an empty store that holds the artifacts; then again, unchanged and with a changed wheel."""
     store = folder / "store"
     _link(match.store.root, store, match.files)
     recipe = match.options.recipe
-    cold, plan, _ = _build(match, folder, recipe, "compose build")
+    cold, plan, _ = _build(match, folder, recipe, "compose build", words)
     _check_set(match, {layer["name"] for layer in plan["layers"] if not layer["cached"]}, "compose build")
     size = _size(folder / "dist", "*.tar.zst")
-    unchanged, _, result = _build(match, folder, recipe, "nothing changed")
+    unchanged, _, result = _build(match, folder, recipe, "nothing changed", words)
     if not result["up_to_date"]:
         raise HostError("a second build found something to do", where="compose build", why=json.dumps(result))
     warm = [unchanged]
     for name, glob in match.options.change:
         changed = _changed_recipe(recipe, folder / f"recipe-{name}", name, glob)
-        step, plan, _ = _build(match, folder, str(changed), f"{name} changed")
+        step, plan, _ = _build(match, folder, str(changed), f"{name} changed", words)
         todo = [layer["name"] for layer in plan["layers"] if not layer["cached"]]
         if todo != [name]:
             raise HostError(f"the change of {name} lets {todo or 'nothing'} be composed anew", where="--change",
                             fix="Give a glob of files that only this distribution has a use for.")  # fmt: skip
         warm.append(step)
-    return Outcome(contestant="compose", round=number, cold=[cold], size=size, warm=warm)
+    return Outcome(contestant=contestant, round=number, cold=[cold], size=size, warm=warm)
 
 
-def _build(match: Match, folder: Path, recipe: str, label: str) -> tuple[Step, dict[str, Any], dict[str, Any]]:
+def _build(match: Match, folder: Path, recipe: str, label: str,
+           words: Sequence[str]) -> tuple[Step, dict[str, Any], dict[str, Any]]:  # fmt: skip
     """One `compose build`: what it took, the plan that it showed and its result."""
     options = match.options
     argv = [
         sys.executable, "-c", _COMPOSE, "build", "--recipe", recipe, "--sm", options.sm, "--isa", options.isa,
-        "--compress", "default", "--bytecode" if options.bytecode else "--no-bytecode", "--offline", "--json",
+        *words, "--bytecode" if options.bytecode else "--no-bytecode", "--offline", "--json",
         "--output", str(folder / "dist"), *(("--python", options.python) if options.python else ()),
     ]  # fmt: skip
-    env = _environ(WHEEL_COMPOSER_STORE=str(folder / "store"), PYTHONPATH=str(ROOT))
+    env = environ(WHEEL_COMPOSER_STORE=str(folder / "store"), PYTHONPATH=str(ROOT))
     log = folder / f"{label.replace(' ', '-')}.log"
     usage = measured(argv, env=env, log=log)
     plan, result = (json.loads(line) for line in log.read_text().splitlines())
@@ -195,7 +203,7 @@ def pip_and_tar(match: Match, folder: Path, number: int) -> Outcome:
 
 def _peer(folder: Path, label: str, argv: Sequence[str | Path]) -> Step:
     log = folder / f"{label.replace(' ', '-')}.log"
-    return Step(label=label, usage=measured(argv, env=_environ(TMPDIR=str(folder)), log=log))
+    return Step(label=label, usage=measured(argv, env=environ(TMPDIR=str(folder)), log=log))
 
 
 def _archived(match: Match, folder: Path, number: int, name: str, made: Sequence[Step]) -> Outcome:
@@ -218,12 +226,6 @@ def _check_set(match: Match, found: set[str], where: str) -> None:
 def _size(folder: Path, pattern: str) -> int:
     (path,) = folder.glob(pattern)
     return path.stat().st_size
-
-
-def _environ(**extra: str) -> dict[str, str]:
-    """This environment without settings that would change what a contestant does."""
-    tuned = ("UV_", "PIP_", "PYTHON", "ZSTD_", "TAR_", "WHEEL_COMPOSER_", "VIRTUAL_ENV", "SOURCE_DATE_EPOCH")
-    return {name: value for name, value in os.environ.items() if not name.startswith(tuned)} | extra
 
 
 # --- before the start -------------------------------------------------------------------------------------------------
@@ -304,7 +306,12 @@ def _unpacked(wheels: Sequence[Path]) -> int:
 
 
 def _rounds(match: Match, scratch: Path) -> Iterator[Outcome]:
-    contestants = [compose_cold, uv_and_tar, *([pip_and_tar] if match.options.with_pip else [])]
+    contestants = [
+        compose_unslimmed,
+        compose_as_shipped,
+        uv_and_tar,
+        *([pip_and_tar] if match.options.with_pip else []),
+    ]
     for number in range(match.options.rounds):
         for contestant in contestants if number % 2 == 0 else reversed(contestants):
             print(f"round {number + 1} of {match.options.rounds}: {contestant.__name__}", file=sys.stderr)
@@ -322,8 +329,8 @@ def _ratios(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
     ratios: dict[str, list[float]] = {}
     for one in outcomes:
         base = ours[one.round]
-        if one is base:
-            pairs = {f"compose cold / compose, {step.label}": base.total.seconds / step.usage.seconds
+        if one.warm:
+            pairs = {f"{one.contestant}: cold / {step.label}": one.total.seconds / step.usage.seconds
                      for step in one.warm}  # fmt: skip
         else:
             pairs = {f"seconds: {one.contestant} / compose": one.total.seconds / base.total.seconds,
@@ -353,16 +360,6 @@ def _row(label: str, usage: Usage) -> str:
     return f"{label:<44}{usage.seconds:>10.2f}{times}{peaks}"
 
 
-def _machine() -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.machine(), "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "kernel": platform.release(), "load_before": round(os.getloadavg()[0], 2),
-    }  # fmt: skip
-
-
 def _tools(match: Match) -> dict[str, str]:
     asked: dict[str, list[str | Path]] = {
         "uv": [match.uv, "--version"], "tar": ["tar", "--version"], "zstd": ["zstd", "--version"],
@@ -378,11 +375,11 @@ def _report(match: Match, machine: Mapping[str, Any], ratios: Mapping[str, Seque
             outcomes: Sequence[Outcome]) -> dict[str, Any]:  # fmt: skip
     options, decided = match.options, match.decided
     return {
-        "benchmark": "cold-build", "date": _today(),
+        "benchmark": "cold-build", "date": today(),
         "ratios": {name: {"median": round(statistics.median(values), 3), "rounds": [round(one, 3) for one in values]}
                    for name, values in ratios.items()},
         "machine": machine, "tools": _tools(match),
-        "options": {"sm": options.sm, "isa": options.isa, "compress": "default", "bytecode": options.bytecode,
+        "options": {"sm": options.sm, "isa": options.isa, "bytecode": options.bytecode,
                     "rounds": options.rounds, "change": [f"{name}={glob}" for name, glob in options.change]},
         "set": {"recipe": f"{decided.recipe.name} {decided.recipe.version}", "lock": decided.lock.filename,
                 "interpreter": decided.interpreter.label, "wheels": len(match.wheels),
@@ -399,10 +396,6 @@ def _described(one: Outcome) -> dict[str, Any]:
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
-
-
-def _today() -> str:
-    return dt.datetime.now(tz=dt.UTC).date().isoformat()
 
 
 def _change(text: str) -> tuple[str, str]:
@@ -424,29 +417,20 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--change", type=_change, action="append", metavar="DISTRIBUTION=GLOB",
                         help=f"rebuild without these files; repeatable (default: {', '.join(_CHANGES)})")  # fmt: skip
     parser.add_argument("--work", type=Path, help="a folder on the store's file system (default: the store itself)")
-    parser.add_argument("--output", type=Path, default=ROOT / f"bench/results/{_today()}-cold-build.json")
+    parser.add_argument("--output", type=Path, default=ROOT / f"bench/results/{today()}-cold-build.json")
     options = parser.parse_args()
     options.change = options.change or [_change(text) for text in _CHANGES]
     options.rounds = max(1, options.rounds)
     return options
 
 
-@contextlib.contextmanager
-def _scratch(work: Path) -> Iterator[Path]:
-    with host_errors(work):
-        work.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix="bench-", dir=work)
-    with folder as name:
-        yield Path(name)
-
-
 def bench(options: argparse.Namespace) -> None:
     """Run all rounds, print the table and write the report."""
     _check_tools()
-    with _scratch(options.work.absolute() if options.work else Store().root) as scratch:
+    with scratch_folder(options.work) as scratch:
         match = _match(options, scratch)
         _check_room(match, scratch)
-        machine = _machine()
+        machine = machine_facts()
         outcomes = list(_rounds(match, scratch))
         ratios = _ratios(outcomes)
         report = _report(match, machine, ratios, outcomes)

@@ -1,23 +1,29 @@
 """Run one command and measure it: wall clock, CPU time, and the memory of it and everything that it starts.
 
-Linux only. Memory is read from /proc/PID/status of the whole process tree every 50 ms, so a peak shorter than that is
-missed, but for VmHWM, the kernel's own high-water mark of each process. `resource.getrusage` is not used for memory:
-after an exec its ru_maxrss starts at the size of the process that forked, here this benchmark itself.
+Linux only. Memory is read from /proc/PID/status of the whole process tree at intervals, so a shorter peak is missed,
+but for VmHWM, the kernel's own high-water mark of each process. `resource.getrusage` is not used for memory: after an
+exec its ru_maxrss starts at the size of the process that forked, here this benchmark itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import os
+import platform
 import select
 import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from composer._fs import host_errors
 from composer.errors import BuildError, HostError
+from composer.store import Store
 
 _SAMPLE_MS = 50
 _CHUNK = 1 << 20
@@ -73,8 +79,41 @@ def read_into_page_cache(paths: Iterable[Path]) -> None:
                 pass
 
 
-def measured(argv: Sequence[str | Path], *, env: Mapping[str, str], log: Path) -> Usage:
-    """Run `argv` to its end; standard output goes to `log`, standard error to `log`.err.
+def today() -> str:
+    """The date of a result."""
+    return dt.datetime.now(tz=dt.UTC).date().isoformat()
+
+
+def machine_facts() -> dict[str, Any]:
+    """What a figure in seconds belongs to."""
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.machine(), "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "kernel": platform.release(), "load_before": round(os.getloadavg()[0], 2),
+    }  # fmt: skip
+
+
+def environ(**extra: str) -> dict[str, str]:
+    """This environment without settings that would change what a contestant does."""
+    tuned = ("UV_", "PIP_", "PYTHON", "ZSTD_", "TAR_", "WHEEL_COMPOSER_", "VIRTUAL_ENV", "SOURCE_DATE_EPOCH")
+    return {name: value for name, value in os.environ.items() if not name.startswith(tuned)} | extra
+
+
+@contextlib.contextmanager
+def scratch_folder(work: Path | None) -> Iterator[Path]:
+    """A folder of this run alone in `work`, or else beside the store's; it goes in any case."""
+    parent = work.absolute() if work else Store().root
+    with host_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix="bench-", dir=parent)
+    with folder as name:
+        yield Path(name)
+
+
+def measured(argv: Sequence[str | Path], *, env: Mapping[str, str], log: Path, every_ms: int = _SAMPLE_MS) -> Usage:
+    """Run `argv` to its end; standard output goes to `log`, standard error to `log`.err. Memory is read `every_ms`.
 
     What earlier commands left to write is flushed before the clock starts. BuildError for a command that fails,
     HostError for one that is missing; an interrupt kills everything that was started.
@@ -89,7 +128,7 @@ def measured(argv: Sequence[str | Path], *, env: Mapping[str, str], log: Path) -
         except OSError as fault:
             raise HostError("cannot be started", where=str(argv[0]), why=str(fault)) from fault
     try:
-        peak = _watch(child.pid)
+        peak = _watch(child.pid, every_ms)
     except BaseException:
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
@@ -109,14 +148,14 @@ def _flush() -> float:
     return time.monotonic() - started
 
 
-def _watch(pid: int) -> Memory:
+def _watch(pid: int, every_ms: int) -> Memory:
     """The peak of a process and its descendants, when it has ended; it is left to be waited for."""
     handle = os.pidfd_open(pid)
     try:
         peak = _sample(pid)
         poller = select.poll()
         poller.register(handle, select.POLLIN)
-        while not poller.poll(_SAMPLE_MS):
+        while not poller.poll(every_ms):
             peak = peak.highest(_sample(pid))
     finally:
         os.close(handle)

@@ -189,7 +189,10 @@ def _same_content(old: Object, one: Section, new: Object, other: Section, moves:
 
 
 def _same_symbols(old: bytes, new: bytes, moves: Mapping[int, int]) -> bool:
-    was, now = (np.frombuffer(data, dtype="<u8")[: len(data) // 24 * 3].reshape(-1, 3) for data in (old, new))
+    whole = len(old) // 24 * 24  # the table may end in a part of a row, which is no symbol
+    if old[whole:] != new[whole:]:
+        return False
+    was, now = (np.frombuffer(data[:whole], dtype="<u8").reshape(-1, 3) for data in (old, new))
     changed = np.flatnonzero((was != now).any(axis=1))
     if (was[changed][:, ::2] != now[changed][:, ::2]).any():
         return False
