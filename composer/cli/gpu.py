@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -25,46 +25,68 @@ _KINDS = {"elf": "sm_{sm}{variant}", "ptx": "ptx {sm}{variant}", "lto": "lto {sm
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def gpu_code(*, path: Path, sm: str, keep_ptx: bool, as_json: bool, debug: bool) -> None:  # noqa: ARG001
-    """List the GPU code in libraries by architecture: binaries (sm_90), PTX and LTO-IR, in MB."""
+    """List the GPU code in libraries by architecture: binaries (sm_90), PTX and LTO-IR, in MB.
+
+    Several libraries have a sum at the end: `compose gpu-code WHEEL --sm 90 | tail` for those in a hurry.
+    """
     selection = Selection(sms=parse_sms(sm, load_targets()), keep_ptx=keep_ptx)
     libraries = list_gpu_code(path, selection)
     if as_json:
         click.echo(msgspec.json.encode(list(libraries)))
         return
-    total = 0
+    shown: list[Library] = []
     for one in libraries:
         _show(one)
-        total += 1
-    if not total:
+        shown.append(one)
+    if len(shown) > 1:
+        _show_total(shown)
+    if not shown:
         click.echo("no GPU code")
 
 
 def _show(one: Library) -> None:
     stored = sum(row.size for row in one.images)
-    sections = ", ".join(f"{count} containers in {name}" for name, count in one.containers.items())
+    sections = ", ".join(f"{render.counted(count, 'container')} in {name}" for name, count in one.containers.items())
     click.echo(f"{one.path}: {render.size(one.size)}, GPU code {render.size(stored)}{sections and ': ' + sections}")
     _show_images(one.images)
     for name, size in one.elsewhere.items():
         click.echo(f"  {render.size(size)} more in {name}, which is never touched")
     if one.pinned:
-        click.echo(f"  {one.pinned} containers cannot move")
+        click.echo(f"  {render.counted(one.pinned, 'container')} cannot move")
     for doubt in one.doubts:
         click.echo(f"  would be left alone: {doubt}")
     if one.selected:
         _show_selected(one.selected)
 
 
-def _show_images(images: Sequence[Images]) -> None:
+def _show_total(found: Sequence[Library]) -> None:
+    """What all libraries hold together, and what slimming them all would do."""
+    images = [image for one in found for image in one.images]
+    stored = sum(image.size for image in images)
+    click.echo(
+        f"all {len(found)} libraries: {render.size(sum(one.size for one in found))}, GPU code {render.size(stored)}"
+    )
+    _show_images(images)
+    if any(one.selected for one in found):
+        dropped = sum(one.selected.dropped for one in found if one.selected and not one.doubts)
+        click.echo(f"  keeps {render.size(stored - dropped)}, drops {render.size(dropped)}")
+    if alone := sum(bool(one.doubts) for one in found):
+        click.echo(f"  {alone} would be left alone")
+
+
+def _show_images(images: Iterable[Images]) -> None:
     """A line per architecture: how many images, MB, and MB by compression."""
-    rows: defaultdict[str, list[Images]] = defaultdict(list)
-    for image in images:
-        rows[_KINDS[image.kind].format(sm=image.sm, variant=image.variant)].append(image)
-    if rows:
+    counts: Counter[str] = Counter()
+    sizes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for image in sorted(images, key=lambda one: (one.kind, one.sm, one.variant, one.compression)):
+        label = _KINDS[image.kind].format(sm=image.sm, variant=image.variant)
+        counts[label] += image.count
+        sizes[label][image.compression.replace("none", "raw")] += image.size
+    if counts:
         click.echo(f"  {'code':<12}{'images':>8}{'MB':>9}  stored as")
-    for label, parts in rows.items():
-        forms = ", ".join(f"{part.compression.replace('none', 'raw')} {part.size / 1e6:.1f}" for part in parts)
-        count, size = sum(part.count for part in parts), sum(part.size for part in parts)
-        click.echo(f"  {label:<12}{count:>8}{size / 1e6:>9.1f}  {forms}")
+    for label, count in counts.items():
+        forms = ", ".join(f"{form} {size / 1e6:.1f}" for form, size in sizes[label].items())
+        click.echo(f"  {label:<12}{count:>8}{sizes[label].total() / 1e6:>9.1f}  {forms}")
 
 
 def _show_selected(selected: Selected) -> None:

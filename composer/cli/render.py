@@ -30,6 +30,11 @@ def size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
+def counted(count: int, what: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def _console() -> Console:
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160)
@@ -169,7 +174,7 @@ def manifest(shown: Manifest, path: Path) -> None:
     compressed, unpacked = (sum(values) for values in zip(*((x.compressed, x.size) for x in shown.layers), strict=True))
     target = ", ".join(f"{key} {value}" for key, value in shown.target.items())
     click.echo(
-        f"{shown.name}\n  target:      {target}\n  recipe:      {shown.recipe['name']} {shown.recipe['version']}\n"
+        f"{shown.name}\n  target:      {target}\n  recipe:      {_recipe(shown)}\n"
         f"  interpreter: {shown.interpreter}\n  torch:       {shown.torch}\n"
         f"  size:        {size(compressed)} ({size(unpacked)} unpacked), {path}\n  fingerprint: {shown.fingerprint}"
     )
@@ -187,10 +192,15 @@ def manifest(shown: Manifest, path: Path) -> None:
     _notes(shown.warnings, [f"{one.name} {one.version}: {one.reason}" for one in shown.left_out])
 
 
+def _recipe(shown: Manifest) -> str:
+    overlays = shown.recipe.get("overlays")
+    return f"{shown.recipe['name']} {shown.recipe['version']}{f' with {overlays}' if overlays else ''}"
+
+
 def _changes(name: str, changes: Changes) -> None:
     for line in changes.requires:
         click.echo(f"  {name}: {line.was} -> {line.now or 'dropped'} ({line.reason})")
     for one in changes.pruned:
-        click.echo(f"  {name}: {one.pattern}: {one.files} files, {size(one.size)} left out ({one.reason})")
+        click.echo(f"  {name}: {one.pattern}: {counted(one.files, 'file')}, {size(one.size)} left out ({one.reason})")
     for edit in changes.files:
         click.echo(f"  {name}: {edit.kind} {edit.path.rpartition('/')[2]}: {edit.detail}")

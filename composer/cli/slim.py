@@ -57,7 +57,7 @@ def _show(one: SlimmedWheel) -> None:
     for file in one.ledger.files:
         click.echo(f"  {file.path}: {file.detail}")
     for gone in one.ledger.left_out:
-        click.echo(f"  {gone.files} files, {render.size(gone.size)} left out ({gone.reason})")
+        click.echo(f"  {render.counted(gone.files, 'file')}, {render.size(gone.size)} left out ({gone.reason})")
     for path, why in one.ledger.left_alone.items():
         click.echo(f"  {path}: {why}")
     if not (one.ledger.files or one.ledger.left_out):

@@ -20,7 +20,7 @@ _PREFIXES = (".debug_", ".zdebug_", ".gnu.debuglto_")
 # file, not of this one, so .gnu_debuglink stays true and stays here, a few bytes by which a debugger finds what left.
 # .gnu_debugaltlink is only read from .debug_info, by forms that refer into the other file.
 _NAMES = frozenset(
-    {".debug", ".gdb_index", ".debug_names", ".symtab", ".symtab_shndx", ".strtab", ".stab", ".stabstr",
+    {".debug", ".gdb_index", ".symtab", ".symtab_shndx", ".strtab", ".stab", ".stabstr",
      ".gnu_debugdata", ".gnu_debugaltlink"}
 )  # fmt: skip
 

@@ -29,7 +29,8 @@ _DT_FLAGS_1, _DT_VERDEF, _DT_VERDEFNUM, _DT_VERNEED, _DT_VERNEEDNUM = (
     0x6FFFFFFB, 0x6FFFFFFC, 0x6FFFFFFD, 0x6FFFFFFE, 0x6FFFFFFF,
 )  # fmt: skip
 _DF_1_PIE = 0x08000000
-_VER_FLG_BASE, _VER_FLG_WEAK = 1, 2
+VER_FLG_BASE = 1
+_VER_FLG_WEAK = 2
 
 _PAGE = 4096
 # A version index has 15 bits, so no valid object has more records; a hostile one must not keep us busy.
@@ -100,7 +101,7 @@ class _Segment(NamedTuple):
     load: Load
 
 
-class _Reader:
+class Reader:
     """Bounds-checked reads of one object; every fault names it."""
 
     __slots__ = ("bits", "buffer", "loads", "order", "records", "size", "where")
@@ -120,14 +121,17 @@ class _Reader:
         self.order = "<" if ident[5] == 1 else ">"
 
     def fault(self, what: str, why: str | None = None) -> ElfError:
+        """An error that names the object."""
         return ElfError(what, where=self.where, why=why, fix="Fetch the file again, or report it to its publisher.")
 
     def take(self, offset: int, size: int) -> bytes:
+        """Bytes that must be there."""
         if offset + size > self.size:
             raise self.fault("truncated", f"{size} bytes wanted at offset {offset}, the file has {self.size}")
         return bytes(self.buffer[offset : offset + size])
 
     def unpack(self, layout: str, offset: int) -> tuple[int, ...]:
+        """Fields of a struct layout, in the object's byte order."""
         layout = self.order + layout
         return struct.unpack(layout, self.take(offset, struct.calcsize(layout)))
 
@@ -164,12 +168,12 @@ class _Reader:
             offset += fields[-1]
 
 
-class _Dynamic:
+class Dynamic:
     """The dynamic section: tag to value, and the string table."""
 
     __slots__ = ("needed", "reader", "strings", "strings_end", "values")
 
-    def __init__(self, reader: _Reader, segment: Load) -> None:
+    def __init__(self, reader: Reader, segment: Load) -> None:
         self.reader = reader
         self.values: dict[int, int] = {}
         self.needed: list[int] = []
@@ -185,12 +189,15 @@ class _Dynamic:
         return self.reader.offset_of(self.values[tag]) if tag in self.values else None
 
     def name(self, index: int) -> str:
+        """A string of its string table."""
         return self.reader.text(self.strings + index, self.strings_end)
 
     def optional_name(self, tag: int) -> str | None:
+        """The string that a tag names, if the tag is there."""
         return self.name(self.values[tag]) if tag in self.values else None
 
     def entries(self, tag: int) -> tuple[str, ...]:
+        """The parts, between colons, of the string that a tag names."""
         return tuple(self.name(self.values[tag]).split(":")) if tag in self.values else ()
 
 
@@ -199,9 +206,28 @@ def is_elf(head: bytes) -> bool:
     return head[:4] == _MAGIC
 
 
+class Opened(NamedTuple):
+    """One object with its program headers read, and what the last PT_DYNAMIC leads to, if there is one."""
+
+    reader: Reader
+    header: _Header
+    segments: list[_Segment]
+    dynamic: Dynamic | None
+
+
+def open_elf(buffer: Readable, where: str) -> Opened:
+    """The start of every reading of an object; `where` names it in errors. Raises ElfError."""
+    reader = Reader(buffer, where)
+    header = _header(reader)
+    segments = _segments(reader, header)
+    reader.loads = tuple(segment.load for segment in segments if segment.kind == _PT_LOAD)
+    tables = [segment.load for segment in segments if segment.kind == _PT_DYNAMIC and segment.load.filesz]
+    return Opened(reader, header, segments, Dynamic(reader, tables[-1]) if tables else None)
+
+
 def dynamic_range(buffer: Readable, where: str) -> tuple[int, int]:
     """File offsets of the dynamic section's start and end, both 0 where there is none. Raises ElfError."""
-    reader = _Reader(buffer, where)
+    reader = Reader(buffer, where)
     tables = [segment.load for segment in _segments(reader, _header(reader)) if segment.kind == _PT_DYNAMIC]
     return (tables[-1].offset, tables[-1].offset + tables[-1].filesz) if tables else (0, 0)
 
@@ -211,13 +237,8 @@ def read_elf(buffer: Readable, where: str) -> Elf:
 
     Raises ElfError for anything that is not a well-formed ELF object as far as the loader would read it.
     """
-    reader = _Reader(buffer, where)
-    header = _header(reader)
-    segments = _segments(reader, header)
-    reader.loads = tuple(segment.load for segment in segments if segment.kind == _PT_LOAD)
+    reader, header, segments, dynamic = open_elf(buffer, where)
     interpreter = _interpreter(reader, segments)
-    tables = [segment.load for segment in segments if segment.kind == _PT_DYNAMIC and segment.load.filesz]
-    dynamic = _Dynamic(reader, tables[-1]) if tables else None
     soname = dynamic.optional_name(_DT_SONAME) if dynamic else None
     return Elf(
         machine=_MACHINES.get(header.machine, f"em{header.machine}"),
@@ -262,7 +283,7 @@ def _segment_faults(load: Load, size: int) -> Iterator[str]:
         yield f"{name} ends at offset {load.offset + load.filesz}, past the end of the file ({size})"
 
 
-def _header(reader: _Reader) -> _Header:
+def _header(reader: Reader) -> _Header:
     address = "I" if reader.bits == 32 else "Q"
     fields = reader.unpack(f"HHI{address * 3}IHHHHHH", 16)
     kind, machine, _, _, table, _, _, _, entry_size, entries = fields[:10]
@@ -271,14 +292,14 @@ def _header(reader: _Reader) -> _Header:
     return _Header(kind, machine, table, entry_size, entries)
 
 
-def _segments(reader: _Reader, header: _Header) -> list[_Segment]:
+def _segments(reader: Reader, header: _Header) -> list[_Segment]:
     layout, size = ("8I", 32) if reader.bits == 32 else ("2I6Q", 56)
     if header.entries and header.entry_size != size:
         raise reader.fault("wrong program header size", f"{header.entry_size}, expected {size}")
     return [_segment(reader, layout, header.table + index * size) for index in range(header.entries)]
 
 
-def _segment(reader: _Reader, layout: str, offset: int) -> _Segment:
+def _segment(reader: Reader, layout: str, offset: int) -> _Segment:
     fields = reader.unpack(layout, offset)
     if reader.bits == 64:  # p_flags is second there, and second to last in a 32-bit object
         kind, _, start, vaddr, _, filesz, memsz, align = fields
@@ -287,14 +308,14 @@ def _segment(reader: _Reader, layout: str, offset: int) -> _Segment:
     return _Segment(kind, Load(start, vaddr, filesz, memsz, align))
 
 
-def _interpreter(reader: _Reader, segments: list[_Segment]) -> str | None:
+def _interpreter(reader: Reader, segments: list[_Segment]) -> str | None:
     for kind, load in segments:
         if kind == _PT_INTERP and load.filesz:
             return reader.text(load.offset, min(load.offset + load.filesz, reader.size))
     return None
 
 
-def _kind(header: _Header, dynamic: _Dynamic | None, *, interpreter: str | None, soname: str | None) -> Kind:
+def _kind(header: _Header, dynamic: Dynamic | None, *, interpreter: str | None, soname: str | None) -> Kind:
     """A PIE says so in DT_FLAGS_1; one by an old linker has an interpreter and, unlike libc.so.6, no SONAME."""
     if header.kind == _ET_DYN and dynamic:
         marked = dynamic.values.get(_DT_FLAGS_1, 0) & _DF_1_PIE
@@ -303,7 +324,7 @@ def _kind(header: _Header, dynamic: _Dynamic | None, *, interpreter: str | None,
     return _KINDS.get(header.kind, "other")
 
 
-def _dynamic_entries(reader: _Reader, segment: Load) -> Iterator[tuple[int, int]]:
+def _dynamic_entries(reader: Reader, segment: Load) -> Iterator[tuple[int, int]]:
     layout, size = ("iI", 8) if reader.bits == 32 else ("qQ", 16)
     start, end = reader.offset_of(segment.vaddr)
     for index in range(min(segment.filesz, end - start) // size):
@@ -316,7 +337,7 @@ def _dynamic_entries(reader: _Reader, segment: Load) -> Iterator[tuple[int, int]
     raise reader.fault("the dynamic section has no end")
 
 
-def _versions_needed(dynamic: _Dynamic) -> dict[str, frozenset[str]]:
+def _versions_needed(dynamic: Dynamic) -> dict[str, frozenset[str]]:
     place = dynamic.at(_DT_VERNEED)
     if place is None:
         return {}
@@ -330,7 +351,7 @@ def _versions_needed(dynamic: _Dynamic) -> dict[str, frozenset[str]]:
     return {library: frozenset(names) for library, names in found.items()}
 
 
-def _versions_defined(dynamic: _Dynamic) -> frozenset[str]:
+def _versions_defined(dynamic: Dynamic) -> frozenset[str]:
     place = dynamic.at(_DT_VERDEF)
     if place is None:
         return frozenset()
@@ -338,6 +359,6 @@ def _versions_defined(dynamic: _Dynamic) -> frozenset[str]:
     chain = dynamic.reader.chain
     for offset, (_, flags, _, _, _, first, _) in chain("4H3I", place[0], dynamic.values.get(_DT_VERDEFNUM, 0)):
         # The first name is the version's own; those after it are its predecessors.
-        for _, (name, _) in chain("II", offset + first, 0 if flags & _VER_FLG_BASE else 1):
+        for _, (name, _) in chain("II", offset + first, 0 if flags & VER_FLG_BASE else 1):
             found.add(dynamic.name(name))
     return frozenset(found)

@@ -24,6 +24,7 @@ import numpy as np
 
 from composer.errors import ElfError
 from composer.formats.elf import Readable, load_faults, read_elf
+from composer.formats.elf_damage import damage
 from composer.formats.elf_tables import (
     HEADER,
     PT_INTERP,
@@ -52,6 +53,7 @@ _PF_R = 4
 # What no segment maps keeps its offset modulo this: no section there asks for more, and its tables need 8.
 _LOOSE = 16
 _MOST_ADDRESS = 1 << 63
+_MOST_FAULTS = 5
 _FIX = "Leave this file as it is."
 
 
@@ -164,7 +166,9 @@ def cut(
     tables = read_tables(buffer, where)
     kept = _kept_sections(buffer, tables, frozenset(drop_sections), where)
     ranges, zeros = _merged(free, len(buffer), where), _merged(zero, len(buffer), where)
-    _check(tables, [*ranges, *zeros], len(buffer), where)
+    if faults := damage(buffer, tables, where):
+        raise _fault("it is damaged", where, "; ".join(faults[:_MOST_FAULTS]))
+    _check(tables, [*ranges, *zeros], where)
     start, end = (tables.header.sections_at + count * SECTION.size for count in (len(kept), len(tables.sections)))
     edit = _plan(tables, ranges, [Span(start, end)] if start < end else [], where)
     edit = edit._replace(zeroed=[*edit.zeroed, *zeros])
@@ -251,13 +255,13 @@ def _without(span: Span, ranges: Iterable[Span]) -> Iterator[Span]:
 # What is refused.
 
 
-def _check(tables: Tables, ranges: Sequence[Span], size: int, where: str) -> None:
+def _check(tables: Tables, ranges: Sequence[Span], where: str) -> None:
     for load in tables.loads:
-        if load.filesz > load.memsz or load.end > size or load.address + load.memsz > _MOST_ADDRESS:
+        if load.address + load.memsz > _MOST_ADDRESS:
             raise _fault("a segment cannot be mapped", where, f"at {load.address:#x}")
     for before, after in pairwise(tables.loads):
-        if after.address < before.address + before.memsz or after.offset < before.end:
-            raise _fault("its segments overlap or are out of order", where, f"at {after.address:#x}")
+        if after.offset < before.end:
+            raise _fault("its segments overlap or are out of order in the file", where, f"at {after.address:#x}")
     for name, start, end in _taken(tables):
         if _common(ranges, start, end):
             raise _fault(f"a free range holds a part of {name}", where, f"offset {start:#x}")

@@ -90,6 +90,7 @@ class GpuCode:
     pinned: file offsets of the containers that must stay where and as they are: no wrapper leads there, or something
         besides the wrapper does.
     doubts: why nothing may move; empty when all pointers are proven.
+    damaged: why nothing at all of the file may be changed: its tables contradict each other. None for a sound one.
     """
 
     machine: str
@@ -98,6 +99,7 @@ class GpuCode:
     pinned: frozenset[int] = frozenset()
     elsewhere: tuple[Elsewhere, ...] = ()
     doubts: tuple[str, ...] = ()
+    damaged: str | None = None
 
 
 def read_gpu_code(buffer: Source, where: str) -> GpuCode:
@@ -118,6 +120,7 @@ def read_gpu_code(buffer: Source, where: str) -> GpuCode:
     return GpuCode(
         machine=elf.machine, regions=tuple(draft.regions), wrappers=tuple(draft.wrappers),
         pinned=frozenset(draft.pinned), elsewhere=tuple(draft.elsewhere), doubts=tuple(draft.doubts[:_MOST_DOUBTS]),
+        damaged=draft.damaged,
     )  # fmt: skip
 
 
@@ -156,6 +159,7 @@ class _Draft:
         self.pinned: set[int] = set()
         self.elsewhere: list[Elsewhere] = []
         self.doubts: list[str] = []
+        self.damaged: str | None = None
         self.places: dict[int, int] = {}  # address to file offset of every container that a wrapper may lead to
 
     # What is where
@@ -226,6 +230,7 @@ class _Draft:
             )  # fmt: skip
         except ElfError as fault:
             self._doubt(fault)
+            self.damaged = self.doubts[-1]
             return
         self.doubts += [f"a relocation writes into GPU code, at {address:#x}" for address in sorted(found.written)]
         self.doubts += [

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from composer.errors import ElfError
-from composer.formats.elf import _PT_DYNAMIC, _PT_LOAD, Load, _Dynamic, _header, _Reader, _segments
+from composer.formats.elf import Dynamic, Load, open_elf
+from composer.formats.elf_tables import SYMBOL
 from composer.formats.sections import DYNSYM, SectionTable
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ Source = bytes | memoryview | mmap.mmap
 
 _DT_PLTRELSZ, _DT_SYMTAB, _DT_RELA, _DT_RELASZ, _DT_RELAENT, _DT_REL = 2, 6, 7, 8, 9, 17
 _DT_JMPREL, _DT_RELRSZ, _DT_RELR, _DT_RELRENT = 23, 35, 36, 37
-_RELA_SIZE, _SYMBOL_SIZE = 24, 24
-_SYMBOL = np.dtype([("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"),
-                    ("size", "<u8")])  # fmt: skip
+_RELA_SIZE = 24
 _STT_TLS, _SHN_UNDEF, _SHN_ABS = 6, 0, 0xFFF1
 _NOWHERE = 0xFFFFFFFFFFFFFFFF
 _MOST_ADDRESS = 1 << 62
@@ -104,19 +103,14 @@ class _Scan:
         self.sections = sections
         self.targets = targets
         self.words = words
-        self.reader = _Reader(view, where)
-        header = _header(self.reader)
+        self.reader, header, _, self.dynamic = open_elf(view, where)
         if header.machine not in _MACHINES or self.reader.bits != 64 or self.reader.order != "<":
             raise ElfError("a machine whose relocations are not known here", where=where, why=f"{header.machine}")
         self.machine = _MACHINES[header.machine]
-        segments = _segments(self.reader, header)
-        self.reader.loads = tuple(segment.load for segment in segments if segment.kind == _PT_LOAD)
         ends = [load.vaddr + load.memsz for load in self.reader.loads]
         ends += [section.address + section.size for section in sections.sections]
         if max(ends, default=0) >= _MOST_ADDRESS:
             raise self.reader.fault("an address that no program can have")
-        tables = [segment.load for segment in segments if segment.kind == _PT_DYNAMIC and segment.load.filesz]
-        self.dynamic = _Dynamic(self.reader, tables[-1]) if tables else None
         self.pointers: list[Pointer] = []
         self.symbolic: set[int] = set()
         self.written: set[int] = set()
@@ -128,30 +122,28 @@ class _Scan:
             pointers=tuple(sorted(self.pointers)), symbolic=frozenset(self.symbolic), written=frozenset(self.written),
         )  # fmt: skip
 
-    def _read_tables(self, dynamic: _Dynamic) -> None:
+    def _read_tables(self, dynamic: Dynamic) -> None:
         if _DT_REL in dynamic.values:
             raise self.reader.fault("relocations without addends")
         values = self._symbol_values(dynamic)
-        defined = values[_inside(values, self.targets)]
-        self._check_count(len(defined))
-        self.symbolic.update(defined.tolist())
         for start, size in self._rela_tables(dynamic):
             for first in range(start, start + size, _ROWS * _RELA_SIZE):
                 self._rela(first, min(_ROWS, (start + size - first) // _RELA_SIZE), values)
         for found in self._relr_words(dynamic):
             self._relr(found)
 
-    def _table(self, dynamic: _Dynamic, tags: tuple[int, int], unit: int) -> tuple[int, int] | None:
+    def _table(self, dynamic: Dynamic, tags: tuple[int, int], unit: int) -> tuple[int, int] | None:
         """File offset and size of a table, given the tags of its address and its size."""
-        if tags[0] not in dynamic.values or not (size := dynamic.values.get(tags[1], 0)):
+        if tags[0] not in dynamic.values:
             return None
-        start, end = self.reader.offset_of(dynamic.values[tags[0]])
+        start, end = self.reader.offset_of(dynamic.values[tags[0]])  # of an empty table, too: it may be damaged
+        size = dynamic.values.get(tags[1], 0)
         if size % unit or start + size > end:
             raise self.reader.fault("a relocation table is not inside its segment", f"{size} bytes")
-        return start, size
+        return (start, size) if size else None
 
-    def _symbol_values(self, dynamic: _Dynamic) -> Words:
-        """The address of every dynamic symbol that this object defines; nowhere for the others."""
+    def _symbol_values(self, dynamic: Dynamic) -> Words:
+        """The address of every dynamic symbol that this object defines, nowhere for the others; notes `symbolic`."""
         if _DT_SYMTAB not in dynamic.values:
             return np.empty(0, np.uint64)
         address = dynamic.values[_DT_SYMTAB]
@@ -159,11 +151,15 @@ class _Scan:
         start, end = self.reader.offset_of(address)
         if len(tables) != 1 or start + tables[0].size > end:
             raise self.reader.fault("no section header tells how many dynamic symbols there are")
-        table = np.frombuffer(self.view, _SYMBOL, tables[0].size // _SYMBOL_SIZE, start)
+        table = np.frombuffer(self.view, SYMBOL, tables[0].size // SYMBOL.itemsize, start)
+        # Whatever a symbol is, a value in the ranges is taken for an address.
+        named = table["value"][_inside(table["value"], self.targets)]
+        self._check_count(len(named))
+        self.symbolic.update(named.tolist())
         local = (table["section"] != _SHN_UNDEF) & (table["section"] != _SHN_ABS) & (table["info"] & 15 != _STT_TLS)
         return np.where(local, table["value"], np.uint64(_NOWHERE))
 
-    def _rela_tables(self, dynamic: _Dynamic) -> Iterator[tuple[int, int]]:
+    def _rela_tables(self, dynamic: Dynamic) -> Iterator[tuple[int, int]]:
         main = self._table(dynamic, (_DT_RELA, _DT_RELASZ), _RELA_SIZE)
         if main and dynamic.values.get(_DT_RELAENT, _RELA_SIZE) != _RELA_SIZE:
             raise self.reader.fault("relocation rows of an unknown size")
@@ -184,6 +180,8 @@ class _Scan:
             targets[named] += values[symbols[named]]
             targets[named[values[symbols[named]] == _NOWHERE]] = _NOWHERE
         relative = kinds == self.machine.relative
+        if symbols[relative].any():
+            raise self.reader.fault("a relative relocation names a symbol")
         hit = _inside(targets, self.targets)
         found = np.flatnonzero(relative & (hit | _inside(words, self.words)))
         written = words[_inside(words, self.targets, reach=7)]
@@ -206,7 +204,7 @@ class _Scan:
             raise self.reader.fault("a relocation writes outside the file", f"at {word:#x}")
         return start
 
-    def _relr_words(self, dynamic: _Dynamic) -> Iterator[Words]:
+    def _relr_words(self, dynamic: Dynamic) -> Iterator[Words]:
         """The addresses of the words that RELR lists: an even entry is one, each odd entry a map of the next 63."""
         table = self._table(dynamic, (_DT_RELR, _DT_RELRSZ), 8)
         if not table:

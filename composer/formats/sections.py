@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from composer.errors import ElfError
-from composer.formats.elf import Readable, _Reader
+from composer.formats.elf import Readable, Reader
 
 PROGBITS, NOBITS, DYNSYM = 1, 8, 11
 _HEADER_SIZE = 64
@@ -62,7 +62,7 @@ def read_sections(buffer: Readable, where: str) -> SectionTable:
     ElfError for a table, a name or a section outside the file, and for sections that lie on top of each other so often
     that reading all of them would never end.
     """
-    reader = _Reader(buffer, where)
+    reader = Reader(buffer, where)
     if reader.bits != 64:
         raise ElfError("not a 64-bit object", where=where)
     (start,) = reader.unpack("Q", 40)

@@ -98,6 +98,11 @@ class _Moved(NamedTuple):
     old: Sequence[int]
     new: Sequence[int]
 
+    def begins(self, address: int) -> bool:
+        """Whether something begins there that pointers may lead to; only an item's end is the end of a region."""
+        starts = self.old if self.region.items else self.old[:-1]
+        return address - self.region.address + self.region.offset in starts
+
     def address(self, address: int) -> int:
         """The new address of a container, an item or the end; of a byte inside one, that of the whole."""
         inside = address - self.region.address + self.region.offset
@@ -166,6 +171,8 @@ def _debug_symbols(buffer: Source, where: str) -> DebugSymbols:
 
 def _pack(buffer: Source, where: str, selection: Selection) -> _Packing:
     code = read_gpu_code(buffer, where)
+    if code.damaged:
+        raise ElfError(code.damaged, where=where, fix="Leave this file as it is.")
     containers = [one for region in code.regions for one in region.containers]
     everything = _tally(entry for one in containers for entry in one.entries)
     if code.doubts or not selection.sms:
@@ -269,12 +276,12 @@ def _symbol_values(
     values: dict[int, Content] = {}
     for number, section in enumerate(sections):
         if section.kind == SHT_SYMTAB and number not in cut_sections:
-            values |= _table_values(buffer, section, sections, moved)
+            values |= _table_values(buffer, section, sections, moved, where)
     return values
 
 
 def _table_values(
-    buffer: Source, table: Section, sections: Sequence[Section], moved: Sequence[_Moved]
+    buffer: Source, table: Section, sections: Sequence[Section], moved: Sequence[_Moved], where: str
 ) -> dict[int, Content]:
     rows = np.frombuffer(bytes(buffer[table.offset : table.end - table.size % SYMBOL.itemsize]), SYMBOL)
     values: dict[int, Content] = {}
@@ -285,5 +292,7 @@ def _table_values(
             old = int(rows["value"][row])
             new = one.address(old) if one.region.address <= old <= one.region.address + one.region.size else old
             if new != old:
+                if not one.begins(old):
+                    raise ElfError("a symbol names a place inside GPU code", where=where, why=f"{old:#x}")
                 values[table.offset + row * SYMBOL.itemsize + _VALUE_AT] = _WORD.pack(new)
     return values

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from composer.errors import ElfError
-from composer.formats.elf import _PT_DYNAMIC, _PT_LOAD, _VER_FLG_BASE, _Dynamic, _header, _Reader, _segments
+from composer.formats.elf import VER_FLG_BASE, Dynamic, Reader, open_elf
 
 Kind = Literal["function", "object", "thread-local"]
 
@@ -89,17 +89,14 @@ def undefined_symbols(buffer: bytes | memoryview | mmap.mmap, where: str) -> fro
     return frozenset(dynamic.name(name) for name in names) - {""}
 
 
-def _open(buffer: bytes | memoryview | mmap.mmap, where: str) -> _Dynamic | None:
-    reader = _Reader(buffer, where)
-    if reader.bits != 64:
+def _open(buffer: bytes | memoryview | mmap.mmap, where: str) -> Dynamic | None:
+    opened = open_elf(buffer, where)
+    if opened.reader.bits != 64:
         raise ElfError("not a 64-bit object", where=where)
-    segments = _segments(reader, _header(reader))
-    reader.loads = tuple(segment.load for segment in segments if segment.kind == _PT_LOAD)
-    tables = [segment.load for segment in segments if segment.kind == _PT_DYNAMIC and segment.load.filesz]
-    return _Dynamic(reader, tables[-1]) if tables else None
+    return opened.dynamic
 
 
-def _count(dynamic: _Dynamic, size: int) -> int:
+def _count(dynamic: Dynamic, size: int) -> int:
     """How many symbols, from the first, include every undefined one."""
     reader = dynamic.reader
     place = dynamic.at(_DT_HASH)
@@ -111,7 +108,7 @@ def _count(dynamic: _Dynamic, size: int) -> int:
     return first if first > 1 else _most(dynamic, size)
 
 
-def _most(dynamic: _Dynamic, size: int) -> int:
+def _most(dynamic: Dynamic, size: int) -> int:
     """As many symbols as fit before the next table. What follows the last one may be rubbish with names too far off."""
     start = dynamic.values[_DT_SYMTAB]
     offset, end = dynamic.reader.offset_of(start)
@@ -119,7 +116,7 @@ def _most(dynamic: _Dynamic, size: int) -> int:
     return min([end - offset, *(value - start for value in following)]) // size
 
 
-def _total(dynamic: _Dynamic, size: int) -> int:
+def _total(dynamic: Dynamic, size: int) -> int:
     """How many symbols there are up to the last that can be looked up."""
     if dynamic.at(_DT_HASH):
         return _count(dynamic, size)
@@ -127,7 +124,7 @@ def _total(dynamic: _Dynamic, size: int) -> int:
     return _gnu_total(dynamic.reader, place[0]) if place else _most(dynamic, size)
 
 
-def _gnu_total(reader: _Reader, start: int) -> int:
+def _gnu_total(reader: Reader, start: int) -> int:
     """The index behind the last symbol of `.gnu.hash`: the end of the last chain, which an odd hash marks."""
     buckets, first, blooms, _ = reader.unpack("4I", start)
     at = start + 16 + blooms * 8
@@ -141,20 +138,20 @@ def _gnu_total(reader: _Reader, start: int) -> int:
     return last + 1
 
 
-def _version_indices(dynamic: _Dynamic, count: int) -> tuple[int, ...]:
+def _version_indices(dynamic: Dynamic, count: int) -> tuple[int, ...]:
     place = dynamic.at(_DT_VERSYM)
     if place is None:
         return (_NO_VERSION,) * count
     return struct.unpack(f"{dynamic.reader.order}{count}H", dynamic.reader.take(place[0], count * 2))
 
 
-def _version_names(dynamic: _Dynamic) -> dict[int, str]:
+def _version_names(dynamic: Dynamic) -> dict[int, str]:
     place = dynamic.at(_DT_VERDEF)
     if place is None:
         return {}
     found = {}
     chain = dynamic.reader.chain
     for offset, (_, flags, index, _, _, first, _) in chain("4H3I", place[0], dynamic.values.get(_DT_VERDEFNUM, 0)):
-        if not flags & _VER_FLG_BASE:
+        if not flags & VER_FLG_BASE:
             found[index] = dynamic.name(dynamic.reader.unpack("I", offset + first)[0])
     return found

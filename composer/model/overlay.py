@@ -16,6 +16,8 @@ from composer.model.recipe import SCHEMA, Component, Link, Prune, PthFile, Recip
 
 #: It becomes a part of the bundle's name, which its own hyphens separate.
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_]{0,30}")
+#: Further parts of a bundle's name: it carries no Python; it must not be passed on.
+HOST_PYTHON, PRIVATE = "hostpython", "private"
 _LISTS: Final = ("patches", "prune", "links", "rpath", "pth", "imports")
 
 
@@ -95,6 +97,9 @@ def _bad_names(names: Mapping[str, Overlay]) -> Iterator[RecipeError]:
         if not _NAME.fullmatch(name):
             yield RecipeError(f"{name!r} cannot be an overlay's name", where="--overlay",
                               fix="Name its file with letters, digits and underscores only.")  # fmt: skip
+        elif name in (HOST_PYTHON, PRIVATE):
+            yield RecipeError(f"{name!r} has another meaning in a bundle's name", where="--overlay",
+                              fix="Give its file another name.")  # fmt: skip
 
 
 def _contradictions(overlays: Sequence[tuple[str, Overlay]]) -> Iterator[RecipeError]:

@@ -31,8 +31,10 @@ from composer.proofs._slim_reader import (
 _PAGES: dict[int, tuple[int, ...]] = {AARCH64: (0x10000, 0x4000)}
 _SMALLEST_PAGE = 0x1000
 _DEBUG_NAMES = frozenset(
-    {".symtab", ".strtab", ".symtab_shndx", ".gdb_index", ".gnu_debugdata", ".gnu_debugaltlink", ".stab", ".stabstr"}
-)
+    {".symtab", ".strtab", ".symtab_shndx", ".gdb_index", ".gnu_debugdata", ".gnu_debugaltlink", ".stab", ".stabstr",
+     ".debug"}
+)  # fmt: skip
+_DEBUG_PREFIXES = (".debug_", ".zdebug_", ".rela.debug_", ".gnu.debuglto_")
 _SHN_LORESERVE = 0xFF00
 
 
@@ -154,7 +156,7 @@ def _matched(old: Object, new: Object) -> dict[int, int]:
 
 
 def _is_debug(section: Section) -> bool:
-    named = section.name in _DEBUG_NAMES or section.name.startswith((".debug_", ".zdebug_", ".rela.debug_"))
+    named = section.name in _DEBUG_NAMES or section.name.startswith(_DEBUG_PREFIXES)
     return named and not section.flags & SHF_ALLOC
 
 

@@ -219,9 +219,13 @@ def _outside(path: str, elf: Elf) -> Iterator[Finding]:
     if outside:
         yield Finding(
             id="closure.outside", severity="warning", subject=path,
-            evidence=f"the loader would also look in {', '.join(map(repr, outside))}, which is not in the bundle",
+            evidence=f"the loader would also look in {', '.join(map(_folder, outside))}, which is not in the bundle",
             fix="Rewrite its RPATH, unless its licence forbids a change.",
         )  # fmt: skip
+
+
+def _folder(entry: str) -> str:
+    return repr(entry) if entry else "the current folder (an empty entry)"
 
 
 def _numbered(name: str) -> tuple[str, tuple[int, ...]]:

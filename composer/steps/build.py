@@ -135,7 +135,7 @@ def prepare(outline: Outline, store: Store, settings: Settings, options: Options
         keys=keys,
         known={key: find_layer(store, key) for key in keys},
         sizes={key: sizes[wheel.name] for key, wheel in keyed.items()}, left_out=(*outline.left_out, *left_out),
-        warnings=(*outline.warnings, *interpreter.warnings, *_plan_warnings(plan)),
+        warnings=(*_private_warnings(options), *outline.warnings, *interpreter.warnings, *_plan_warnings(plan)),
     )  # fmt: skip
 
 
@@ -157,6 +157,12 @@ def first_line(text: str) -> str:
 
 def _without(outline: Outline, packages: tuple[LockedPackage, ...]) -> Outline:
     return replace(outline, packages=packages)
+
+
+def _private_warnings(options: Options) -> list[str]:
+    if options.redistributable:
+        return []
+    return ["the bundle must not be passed on: --slim all modifies libraries against their licences"]
 
 
 def _plan_warnings(plan: Plan) -> list[str]:

@@ -304,9 +304,8 @@ class _Distribution:
             writer.file(file.path, pieces, size=size, mode=file.mode, original=self._digest_of(member))
 
     def _write_link(self, writer: LayerWriter, files: Mapping[str, _File], path: str, to: str) -> None:
-        if self._site + to not in files or self._site + path in files:
-            raise RecipeError(f"cannot link {path!r} to {to!r}", where=f"{self._plan.name}: links",
-                              why="the target must be a file of the wheel, and the name must be free")  # fmt: skip
+        assert self._site + to in files, f"{to}: planned as the target of a link"
+        assert self._site + path not in files, f"{path}: planned as a link"
         up = "../" * path.count("/")
         writer.link(self._site + path, up + to)
 

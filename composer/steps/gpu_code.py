@@ -6,28 +6,18 @@ One library is in memory at a time, and only those parts of it are read that tel
 from __future__ import annotations
 
 import mmap
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import msgspec
 
-from composer._fs import host_errors
-from composer.errors import ElfError, HostError
-from composer.formats.cubin import Cubin, read_cubin
-from composer.formats.elf import is_elf
+from composer.errors import ElfError
+from composer.formats.cubin import Cubin
 from composer.formats.fatbin import Entry
 from composer.formats.gpu_code import FATBIN, GpuCode, kept_entries, read_gpu_code
-from composer.formats.wheel import read_wheel
-from composer.formats.zip import Member, stream
 from composer.model.gpu import Selection, compiles, runs, select
-from composer.steps.bundle import Bundle, open_bundle
-from composer.steps.survey import mapped
-
-_HEAD = 64
-_CHUNK = 1 << 20
+from composer.steps.objects import objects
 
 
 class Images(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,114 +69,13 @@ def list_gpu_code(path: Path, selection: Selection) -> Iterator[Library]:
     with a library alone is among its doubts.
     """
     cubins: dict[str, list[tuple[Cubin, int]]] = {}
-    for name, size, content in _objects(path):
+    for name, size, content in objects(path):
         if isinstance(content, Cubin):
             cubins.setdefault(str(PurePosixPath(name).parent), []).append((content, size))
         elif library := _library(name, size, content, selection):
             yield library
     for folder, found in sorted(cubins.items()):
         yield _cubins(folder, found, selection)
-
-
-# Where objects come from: (path, size, whole content or, of a loose cubin, its architecture)
-
-_Objects = Iterator[tuple[str, int, mmap.mmap | Cubin]]
-
-
-def _objects(path: Path) -> _Objects:
-    if path.is_dir():
-        return _in_folder(path)
-    if path.suffix == ".whl":
-        return _in_wheel(path)
-    with host_errors(path), path.open("rb") as handle:
-        head = handle.read(_HEAD)
-    return _in_file(path, path.name) if is_elf(head) else _in_bundle(open_bundle(path))
-
-
-def _in_file(path: Path, name: str) -> _Objects:
-    with mapped(path) as view:
-        size = len(view)
-        yield name, size, _loose(view[:_HEAD], name) or view
-
-
-def _in_folder(folder: Path) -> _Objects:
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(parent, name)
-            if not path.is_symlink() and path.is_file() and path.stat().st_size >= _HEAD:
-                with host_errors(path), path.open("rb") as handle:
-                    found = is_elf(handle.read(_HEAD))
-                if found:
-                    yield from _in_file(path, path.relative_to(folder).as_posix())
-
-
-def _in_wheel(path: Path) -> _Objects:
-    with mapped(path) as view:
-        for member in read_wheel(view, path.name).members.values():
-            if member.size >= _HEAD:
-                yield from _in_member(view, member, path.name)
-
-
-def _in_member(view: mmap.mmap, member: Member, wheel: str) -> _Objects:
-    where = f"{wheel}: {member.path}"
-    head = bytes(next(stream(view, member, _HEAD, where=where)))
-    if not is_elf(head):
-        return
-    cubin = _loose(head, where)
-    if cubin:
-        yield member.path, member.size, cubin
-        return
-    with _room(member.size, where) as whole:
-        for piece in stream(view, member, _CHUNK, where=where):
-            whole.write(piece)
-        yield member.path, member.size, whole
-
-
-def _in_bundle(bundle: Bundle) -> _Objects:
-    for index, layer in enumerate(bundle.manifest.layers):
-        if not any(entry.size >= _HEAD and _may_be_object(entry.path) for entry in layer.entries):
-            continue
-        for entry, content in bundle.entries(index):
-            if content is not None and entry.size >= _HEAD and _may_be_object(entry.path):
-                yield from _in_stream(content, entry.path, entry.size)
-
-
-def _may_be_object(path: str) -> bool:
-    name = path.rpartition("/")[2]
-    return ".so" in name or name.endswith(".cubin")
-
-
-def _in_stream(content: IO[bytes], path: str, size: int) -> _Objects:
-    head = content.read(_HEAD)
-    if not is_elf(head):
-        return
-    cubin = _loose(head, path)
-    if cubin:
-        yield path, size, cubin
-        return
-    with _room(size, path) as whole:
-        whole.write(head)
-        while chunk := content.read(_CHUNK):
-            whole.write(chunk)
-        yield path, size, whole
-
-
-def _room(size: int, where: str) -> mmap.mmap:
-    try:
-        return mmap.mmap(-1, size)
-    except (OSError, OverflowError) as fault:
-        raise HostError(f"no memory for {size} bytes", where=where, why=str(fault)) from fault
-
-
-def _loose(head: bytes, where: str) -> Cubin | None:
-    try:
-        return read_cubin(head, where)
-    except ElfError:
-        return None  # too short for any object, which reading it will tell
-
-
-# What they hold
 
 
 def _library(path: str, size: int, content: mmap.mmap, selection: Selection) -> Library | None:

@@ -16,6 +16,7 @@ from composer.interpreter import ArchiveProvider, Candidate, HostProvider, PathP
 from composer.interpreter.find import inspect_python
 from composer.model.lock import Artifact, Lock, LockedPackage
 from composer.model.manifest import HOST
+from composer.model.overlay import HOST_PYTHON, PRIVATE
 from composer.model.plan import LeftOut
 from composer.model.recipe import Archive, Recipe
 from composer.model.target import Target, parse_isa, parse_sm
@@ -87,8 +88,9 @@ class Outline:
 
     @property
     def name(self) -> str:
-        """The bundle's name."""
-        return self.loaded.bundle_name(self.target) + ("-private" if self.private else "")
+        """The bundle's name: what may be in one folder with another bundle has another name."""
+        endings = ((HOST_PYTHON, self.interpreter.label == HOST), (PRIVATE, self.private))
+        return "-".join([self.loaded.bundle_name(self.target), *(ending for ending, wanted in endings if wanted)])
 
 
 def outline(request: Request, store: Store) -> Outline:

@@ -121,11 +121,14 @@ def kept_files(draft: WheelPlan, survey: Survey) -> list[SurveyedFile]:
 
 def plan_wheels(outline: Outline, drafts: Sequence[WheelPlan], surveys: Mapping[str, Survey],
                 objects: Mapping[str, Elf], base: Sequence[BaseFile]) -> Plan:  # fmt: skip
-    """Plan RPATHs over the whole tree and judge it. CollisionError or VerifyError for a bundle that could not work.
+    """Plan RPATHs over the whole tree and judge it.
+
+    RecipeError for a link that cannot be, CollisionError or VerifyError for a bundle that could not work.
 
     objects: every shared object of the kept files, by path.
     """
     kept = {draft.name: _owned(kept_files(draft, surveys[draft.name]), surveys[draft.name]) for draft in drafts}
+    RecipeError.collect([fault for draft in drafts for fault in _link_faults(draft, kept[draft.name])])
     _refuse_collisions(drafts, kept, base)
     tree = _tree(drafts, kept, objects, base)
     edits = _rpath_edits(outline, drafts, kept, tree)
@@ -238,6 +241,18 @@ def _owned(files: Sequence[SurveyedFile], survey: Survey) -> dict[str, str | Non
     return owned | {f"bin/{script.name}": None for script in survey.scripts}
 
 
+def _link_faults(draft: WheelPlan, owned: Mapping[str, str | None]) -> Iterator[RecipeError]:
+    where, taken = f"component {draft.name}: links", set(owned)
+    for link in draft.links:
+        path, to = (f"lib/python{draft.python}/site-packages/{name}" for name in (link.path, link.to))
+        if to not in owned:
+            yield RecipeError(f"cannot link to {link.to!r}", where=where, fix="Correct the path.",
+                              why="the distribution has no such file, or it is left out")  # fmt: skip
+        if path in taken:
+            yield RecipeError(f"{link.path!r} is there already", where=where, fix="Prune the file, or drop the link.")
+        taken.add(path)
+
+
 def _refuse_collisions(
     drafts: Sequence[WheelPlan], kept: Mapping[str, Mapping[str, str | None]], base: Sequence[BaseFile]
 ) -> None:
@@ -245,7 +260,8 @@ def _refuse_collisions(
     owners: dict[str, str] = {file.path: "the interpreter or the bundle's own files" for file in base}
     faults = []
     for draft in drafts:
-        for path, digest in kept[draft.name].items():
+        links = (f"lib/python{draft.python}/site-packages/{link.path}" for link in draft.links)
+        for path, digest in [*kept[draft.name].items(), *((link, None) for link in links)]:
             first = owners.setdefault(path, draft.name)
             if first == draft.name or _is_shared(path, digest, kept.get(first, {})):
                 continue

@@ -38,7 +38,8 @@ def slim_object(source: Path, into: Path, where: str, edit: SlimEdit) -> Outcome
         try:
             done = slim(before, where, selection, debug=edit.debug)
         except ElfError as fault:  # not well-formed: what a wheel has for its tests, say
-            return Outcome(changed=False, detail=f"left alone: {fault.what}")
+            why = f" ({fault.why})" if fault.why else ""
+            return Outcome(changed=False, detail=f"left alone: {fault.what}{why}")
         if done.how == "unchanged":
             return Outcome(changed=False, detail=f"left alone: {done.why}" if done.why else "")
         # Pages of a map count as memory of this process until it gives them back; the page cache keeps them.

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import platform
 import re
 import shutil
 import struct
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from composer._fs import host_errors
 from composer._proc import run
 from composer.errors import ElfError
 from composer.proofs.slimmed import kept_images
+from composer.steps.survey import mapped
 
 # By machine (ELF, e_machine): what the psABIs call the loader. Other machines' files cannot be tried here.
 _LOADERS = {
@@ -59,7 +57,7 @@ def check_listing(before: Path, after: Path, program: Path) -> None:
 
     Raises ElfError when they differ.
     """
-    with _mapped(before) as old, _mapped(after) as new:
+    with mapped(before) as old, mapped(after) as new:
         wanted = tuple(image.rstrip("f") for image in kept_images(old, new, str(after)))
     out = run([program, "-lelf", after.absolute()], timeout=_LIST_SECONDS, error=ElfError).decode(errors="replace")
     listed = tuple(_LISTED.findall(out))
@@ -67,12 +65,3 @@ def check_listing(before: Path, after: Path, program: Path) -> None:
         missing, surplus = Counter(wanted) - Counter(listed), Counter(listed) - Counter(wanted)
         why = f"missing: {dict(missing)}; surplus: {dict(surplus)}; {len(wanted)} expected"
         raise ElfError("cuobjdump lists other GPU code than the proof found", where=str(after), why=why)
-
-
-@contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    with host_errors(path), path.open("rb") as stream:
-        if not path.stat().st_size:
-            raise ElfError("empty file", where=str(path))
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            yield view

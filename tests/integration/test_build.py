@@ -411,6 +411,9 @@ def test_other_shapes_of_the_same_tree(stack: Stack, tree: Path) -> None:
 # --- the host's Python ------------------------------------------------------------------------------------------------
 
 
+HOSTED = f"{NAME}-hostpython.tar.zst"
+
+
 @pytest.fixture(scope="module")
 def hosted(first: First, tmp_path_factory: pytest.TempPathFactory) -> Stack:
     """The first stack without an interpreter, built and unpacked into its home's `tree`. Tests do not change it."""
@@ -420,7 +423,7 @@ def hosted(first: First, tmp_path_factory: pytest.TempPathFactory) -> Stack:
     assert "interpreter: host" in out
     assert f"warning:  no interpreter in the bundle: it needs a CPython {PYTHON} on the host" in out
     (stack.home / "tree").mkdir()
-    run("tar", "--zstd", "-xf", stack.bundle, "-C", stack.home / "tree")
+    run("tar", "--zstd", "-xf", stack.output / HOSTED, "-C", stack.home / "tree")
     return stack
 
 
@@ -450,11 +453,16 @@ def test_a_bundle_without_a_python_holds_none_and_is_sound(hosted: Stack) -> Non
     assert not (tree / f"lib/python{PYTHON}/os.py").exists()
     assert (tree / "bin/python").read_bytes().startswith(b"#!/bin/sh\n")
     assert (tree / SITE / f"app/__pycache__/core.cpython-{PYTHON.replace('.', '')}.pyc").exists()
-    for path in (hosted.bundle, tree):
+    for path in (hosted.output / HOSTED, tree):
         assert ": sound;" in hosted.compose("verify", str(path)).ok().out
     before = contents(tree)
     run(tree / "bin/app-hello", env={"PATH": _host_path()})
     assert contents(tree) == before
+
+
+def test_a_bundle_without_a_python_leaves_one_with_it_alone(hosted: Stack) -> None:
+    assert sorted(path.name for path in hosted.output.iterdir()) == [HOSTED, f"{HOSTED}.sha256"]
+    assert json.loads((hosted.home / "tree/share/compose/manifest.json").read_text())["name"] + ".tar.zst" == HOSTED
 
 
 def test_a_host_python_that_the_recipe_does_not_offer(first: First) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -149,8 +150,13 @@ def test_what_is_neither(tmp_path: Path) -> None:
     with pytest.raises(HostError):
         listed(tmp_path / "missing.so")
     (tmp_path / "notes.txt").write_bytes(b"notes" * 100)
-    with pytest.raises(VerifyError):
-        listed(tmp_path / "notes.txt")
+    os.mkfifo(tmp_path / "queue")
+    for name in ("notes.txt", "queue"):
+        with pytest.raises(VerifyError, match="neither a shared object, a wheel"):
+            listed(tmp_path / name)
+    (tmp_path / "cut.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd" * 100)
+    with pytest.raises(VerifyError, match="no seek table"):
+        listed(tmp_path / "cut.tar.zst")
     (tmp_path / "x-1-py3-none-any.whl").write_bytes(b"notes" * 100)
     with pytest.raises(WheelError):
         listed(tmp_path / "x-1-py3-none-any.whl")
@@ -166,7 +172,7 @@ def test_the_command(library: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"{library.name}: ")
-    assert lines[0].endswith("3 containers in .nv_fatbin, 1 containers in .cask_resource")
+    assert lines[0].endswith("3 containers in .nv_fatbin, 1 container in .cask_resource")
     table = {tuple(line.split()[:-3]) for line in lines if line.endswith(" 0.0")}
     assert {("sm_90a", "1"), ("ptx", "52", "1")} <= table
     assert [line.strip() for line in lines[-3:]] == [
@@ -174,6 +180,19 @@ def test_the_command(library: Path) -> None:
         "sm_90: 1 have nothing for it",
         "sm_90: 1 are compiled from PTX when they are loaded",
     ]
+
+
+def test_several_libraries_have_a_sum(library: Path, tmp_path: Path) -> None:
+    for name in ("a.so", "b.so"):
+        (tmp_path / name).write_bytes(library.read_bytes())
+    done = compose(tmp_path, "--sm", "90")
+    each, total = done.stdout.split("all 2 libraries: ")
+    assert each.startswith("a.so: ")
+    assert "b.so: " in each
+    rows = [line.split() for line in total.splitlines()]
+    assert ["sm_90a", "2", "0.0", "raw", "0.0"] in rows
+    assert ["ptx", "52", "2", "0.0", "raw", "0.0"] in rows
+    assert rows[-1] == ["keeps", "0.0", "MB,", "drops", "0.0", "MB"]
 
 
 def test_the_command_as_json(library: Path) -> None:

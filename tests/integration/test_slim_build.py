@@ -298,6 +298,10 @@ def test_all_says_so_wherever_the_bundle_goes(everything: Built, free: Built) ->
     assert (everything.tree / note).read_text().startswith("Do not pass this bundle on.\n")
     assert json.loads((everything.tree / "share/compose/target.json").read_bytes())["name"] == f"{NAME}-private"
     assert not (free.tree / note).exists()
+    path = everything.stack.output / f"{NAME}-private.tar.zst"
+    warning = "warning:  the bundle must not be passed on"
+    assert warning in everything.stack.compose("inspect", str(path)).ok().out
+    assert warning not in free.stack.compose("inspect", str(free.stack.bundle)).ok().out
 
 
 def test_the_layers_of_all_do_not_get_into_another_bundle(everything: Built, free: Built, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import struct
@@ -387,6 +388,11 @@ LIBCORE = f"{SITE}/core_lib/lib/libcore.so"
 LINE = f"{NAME}-bare: core_answer of libcore.so is not in this bundle: compose it without --overlay bare\n"
 
 
+def _linked(path: str, to: str) -> str:
+    """The component of the overlay with a link."""
+    return f'name = "core-lib"\nlinks = [{{ path = "{path}", to = "{to}", reason = "a copy" }}]'
+
+
 @pytest.fixture
 def bare(stack: Stack) -> Stack:
     (stack.home / "overlays").mkdir()
@@ -425,6 +431,8 @@ def test_the_manifest_tells_of_the_stub_and_of_the_overlay(bare: Stack, first: F
     before = json.loads(bare.compose("inspect", "--json", str(first.stack.bundle)).ok().out)
     assert manifest["recipe"]["overlays"] == "bare"
     assert "overlays" not in before["recipe"]
+    shown = bare.compose("inspect", str(bare.output / f"{NAME}-bare.tar.zst")).ok().out
+    assert re.search(r"recipe: +small \S+ with bare\n", shown)
     assert manifest["recipe"]["sha256"] != before["recipe"]["sha256"]
     assert manifest["lock"] == before["lock"]
     layers = {layer["name"]: layer for layer in manifest["layers"]}
@@ -456,6 +464,9 @@ def test_a_plan_without_wheels_tells_of_stubs(bare: Stack, tmp_path: Path) -> No
         ('library = "core_lib/lib/libcore.so"', 'library = "core_lib/__init__.py"', ("core_lib/__init__.py",)),
         ('distribution = "core-lib"', 'distribution = "no-lib"', ("no-lib", "stub[0].distribution")),
         ('name = "core-lib"', 'name = "core-lib"\nversion = "2.0"', ("component[0].version",)),
+        ('name = "core-lib"', _linked("core_lib/two", "core_lib/none"), ("cannot link to 'core_lib/none'", "links")),
+        ('name = "core-lib"', _linked("core_lib/two", "core_lib/weights.bin"), ("or it is left out", "links")),
+        ('name = "core-lib"', _linked("core_lib/__init__.py", "core_lib/__init__.py"), ("is there already",)),
     ],
 )  # fmt: skip
 def test_an_overlay_that_does_not_fit_is_refused(bare: Stack, old: str, new: str, words: tuple[str, ...]) -> None:
@@ -464,6 +475,23 @@ def test_an_overlay_that_does_not_fit_is_refused(bare: Stack, old: str, new: str
     path.write_text(OVERLAY.replace(old, new))
     bare.build("--overlay", "bare").refused(2, *words)
     assert bare.leftovers() == []
+
+
+def test_a_link_where_another_distribution_has_a_file(bare: Stack) -> None:
+    linked = _linked("app/core.py", "core_lib/__init__.py")
+    (bare.home / "overlays/bare.toml").write_text(OVERLAY.replace('name = "core-lib"', linked))
+    bare.build("--overlay", "bare").refused(8, "app/core.py", "owned by both app and core-lib")
+    assert bare.leftovers() == []
+
+
+def test_a_link_is_a_second_name(bare: Stack, tmp_path: Path) -> None:
+    linked = _linked("core_lib/again/two.py", "core_lib/__init__.py")
+    (bare.home / "overlays/bare.toml").write_text(OVERLAY.replace('name = "core-lib"', linked))
+    bare.build("--overlay", "bare").ok()
+    site = unpacked(bare, tmp_path) / SITE
+    assert str((site / "core_lib/again/two.py").readlink()) == "../../core_lib/__init__.py"
+    assert (site / "core_lib/again/two.py").read_bytes() == (site / "core_lib/__init__.py").read_bytes()
+    assert "sound" in bare.compose("verify", "--no-imports", str(tmp_path / "prefix")).ok().out
 
 
 def test_an_unknown_overlay_is_refused(bare: Stack) -> None:

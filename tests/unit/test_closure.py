@@ -216,7 +216,7 @@ def test_a_search_outside_the_bundle() -> None:
     assert [(each.severity, each.id, each.subject) for each in findings] == [
         ("warning", "closure.outside", "a.so"), ("warning", "closure.outside", "c.so"),
     ]  # fmt: skip
-    assert "'/usr/local/cuda/lib64', ''" in findings[0].evidence
+    assert "'/usr/local/cuda/lib64', the current folder (an empty entry)" in findings[0].evidence
 
 
 def test_a_version_that_the_provider_lacks() -> None:

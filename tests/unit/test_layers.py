@@ -45,6 +45,13 @@ def test_pure_rooms_do_not_touch_the_world(path):
     assert not {name.split(".")[0] for name in imports(path)} & WORLDLY
 
 
+@pytest.mark.parametrize("path", [path for path in MODULES if path.startswith(("proofs/slimmed", "proofs/_slim_"))])
+def test_the_proof_of_slimming_shares_nothing_with_what_slims(path):
+    """It reads ELF and fat binaries, and chooses images, by its own code."""
+    rooms = {name.split(".")[1] for name in imports(path) if name.startswith("composer.")}
+    assert rooms <= {"errors", "proofs"}
+
+
 def test_every_room_is_known():
     assert {room(path) for path in MODULES} <= set(ROOMS)
 

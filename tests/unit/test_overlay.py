@@ -213,6 +213,12 @@ def test_a_name_that_cannot_be_part_of_a_bundles_name(recipe: Recipe, name: str)
     assert caught.value.where == "--overlay"
 
 
+@pytest.mark.parametrize("name", ["private", "hostpython"])
+def test_a_name_that_says_something_else_in_a_bundles_name(recipe: Recipe, name: str) -> None:
+    with pytest.raises(RecipeError, match="has another meaning"):
+        overlaid(recipe, {name: overlay(recipe)})
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from composer.errors import ElfError
 from composer.formats.gpu_code import read_gpu_code
 from composer.formats.slim import Slimmed, Tally, slim
 from composer.model.gpu import Selection
+from composer.proofs.slimmed import prove_slimmed
 from tests.elf_memory import sections
 from tests.fatbins import Parts, container, gpu_library, image, images
 from tests.shared_objects import gcc, library
@@ -197,6 +199,86 @@ def test_debug_symbols_that_cannot_leave(folder: Path) -> None:
 def test_not_an_object() -> None:
     with pytest.raises(ElfError, match=r"x\.so: not an ELF object"):
         slim(b"#!/bin/sh\necho hello\n", "x.so", _SM90, debug=True)
+
+
+# --- damaged objects --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_symbols(folder: Path) -> bytes:
+    fat = _fat("elf80", "elf90", payload=_BIG[:5000])
+    parts = Parts(fatbins=[fat, fat], relinkable=[fat], device_linked=[0])
+    return gpu_library(folder / "symbols.so", parts, "-g", "-Wl,-z,pack-relative-relocs").read_bytes()
+
+
+def _damaged(data: bytes, at: int, number: int, size: int = 8) -> bytes:
+    return data[:at] + number.to_bytes(size, "little") + data[at + size :]
+
+
+def _header(data: bytes, name: str) -> int:
+    """Offset of the section header."""
+    return int.from_bytes(data[40:48], "little") + 64 * list(sections(data)).index(name)
+
+
+def _load(data: bytes) -> int:
+    """Offset of the program header of the last PT_LOAD."""
+    rows = [64 + 56 * index for index in range(int.from_bytes(data[56:58], "little"))]
+    return max(at for at in rows if data[at : at + 4] == b"\1\0\0\0")
+
+
+def _value_at(data: bytes, table: str, number: int) -> int:
+    """Offset of a symbol's value."""
+    return sections(data)[table][4] + 24 * number + 8
+
+
+def _tag(data: bytes, tag: int) -> int:
+    """Offset of a dynamic entry's value."""
+    row = sections(data)[".dynamic"]
+    places = range(row[4], row[4] + row[5], 16)
+    return next(at for at in places if int.from_bytes(data[at : at + 8], "little") == tag) + 8
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda data: _damaged(data, _load(data) + 48, 1 << 21), id="p_align that is not congruent"),
+        pytest.param(lambda data: _damaged(data, _load(data) + 48, 0), id="no p_align"),
+        pytest.param(lambda data: _damaged(data, 32, 64 + 4), id="e_phoff"),
+        pytest.param(lambda data: _damaged(data, _load(data) - 56 + 40, 0x50000), id="p_memsz up to the next"),
+        pytest.param(lambda data: _damaged(data, _load(data) + 32, 16), id="p_filesz without its sections"),
+        pytest.param(lambda data: _damaged(data, _header(data, ".data") + 32, 0x500), id="sh_size into others"),
+        pytest.param(lambda data: _damaged(data, _header(data, ".comment") + 32, 0x100), id="sh_size into what is cut"),
+        pytest.param(lambda data: _damaged(data, _value_at(data, ".symtab", 3), 0x3000), id="a symbol inside an image"),
+        pytest.param(lambda data: _damaged(data, _value_at(data, ".dynsym", 0), 0x3000), id="a value without a symbol"),
+        pytest.param(lambda data: _damaged(data, _tag(data, 7), 1 << 40), id="DT_RELA"),
+        pytest.param(lambda data: _damaged(data, _tag(data, 36), 1 << 40), id="DT_RELR"),
+    ],
+)
+def test_a_damaged_object_is_refused_or_what_is_made_of_it_is_proven(
+    with_symbols: bytes, damage: Callable[[bytes], bytes], debug: bool
+) -> None:
+    data = damage(with_symbols)
+    assert data != with_symbols
+    try:
+        result = slim(data, "x.so", _SM90, debug=debug)
+    except ElfError:
+        return
+    if result.how != "unchanged":
+        prove_slimmed(data, _bytes(result), "x.so", (90,), keep_ptx=False, debug=debug)
+
+
+def test_a_relative_relocation_that_names_a_symbol(data: bytes) -> None:
+    rela = sections(data)[".rela.dyn"][4]
+    with pytest.raises(ElfError, match="a relative relocation names a symbol"):
+        slim(_damaged(data, rela + 12, 1, 4), "x.so", _SM90, debug=True)
+
+
+def test_a_damaged_object_says_what_is_wrong(with_symbols: bytes) -> None:
+    result = slim(_damaged(with_symbols, _load(with_symbols) + 48, 0), "x.so", _SM90, debug=True)
+    assert result.how == "unchanged"
+    assert result.why is not None
+    assert re.fullmatch(r"it is damaged \(segment at 0x[0-9a-f]+ has no alignment\)", result.why)
 
 
 def test_debug_symbols_of_a_relocatable_object(folder: Path) -> None:
