@@ -8,13 +8,15 @@ import threading
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, Task, TaskID, TextColumn
+from rich.text import Text
 
 from composer.events import Event, Listener
 
 _TITLES = {"fetch": "fetching", "survey": "looking through wheels", "layer": "composing", "pack": "packing",
            "unpack": "unpacking", "verify": "verifying", "objects": "reading shared objects",
-           "slim": "slimming"}  # fmt: skip
+           "slim": "slimming", "source": "building from source",
+           "toolchain": "making the toolkit"}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -47,11 +49,19 @@ class _Lines:
                 print(f"  {event.subject}: {event.note}", file=sys.stderr, flush=True)  # noqa: T201
 
 
+class _Amount(DownloadColumn):
+    """Bytes, or the commands of a build."""
+
+    def render(self, task: Task) -> Text:
+        """What is done of how much."""
+        return Text(f"{task.completed:.0f}/{task.total:.0f}") if task.fields["steps"] else super().render(task)
+
+
 class _Live:
     """A bar for everything under way that has a size."""
 
     def __init__(self, console: Console) -> None:
-        self._bars = Progress(TextColumn("{task.description:<44.44}"), BarColumn(), DownloadColumn(), console=console,
+        self._bars = Progress(TextColumn("{task.description:<44.44}"), BarColumn(), _Amount(), console=console,
                               transient=True)  # fmt: skip
         self._tasks: dict[tuple[str, str], TaskID] = {}
         self._lock = threading.Lock()
@@ -76,5 +86,5 @@ class _Live:
                 title = f"{_TITLES.get(event.step, event.step)} {event.subject}"
                 task = self._tasks.get(key)
                 if task is None:
-                    task = self._tasks[key] = self._bars.add_task(title, total=event.total)
-                self._bars.update(task, completed=event.done)
+                    task = self._tasks[key] = self._bars.add_task(title, total=event.total, steps=event.steps)
+                self._bars.update(task, completed=event.done, total=event.total)
