@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class Event:
     """Progress of one subject within one step.
 
-    done and total are bytes when total is not 0; an event with `note` says something worth a line of its own.
+    done and total are bytes when total is not 0, or, with `steps`, commands of a build; an event with `note` says
+    something worth a line of its own.
     """
 
     step: str
@@ -19,6 +20,7 @@ class Event:
     total: int = 0
     note: str = ""
     finished: bool = False
+    steps: bool = False
 
 
 Listener = Callable[[Event], None]

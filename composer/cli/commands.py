@@ -16,8 +16,11 @@ import msgspec
 import composer
 from composer.cli import render
 from composer.cli.gpu import gpu_code
+from composer.cli.isa import isa
 from composer.cli.progress import drawn
 from composer.cli.slim import slim
+from composer.cli.toolchain import toolchain
+from composer.cli.wheel import wheel
 from composer.errors import RecipeError, VerifyError
 from composer.steps.build import Settings, at_hand, fetch_all, prepare, sources, summarise
 from composer.steps.build import build as run_build
@@ -217,4 +220,7 @@ def unpack(*, bundle: Path, prefix: Path, jobs: int, debug: bool) -> None:  # no
     click.echo(f"unpacked into {prefix}")
 
 
+compose.add_command(isa)
 compose.add_command(slim)
+compose.add_command(toolchain)
+compose.add_command(wheel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import os
 import shutil
 import tarfile
@@ -19,29 +20,30 @@ from composer._fs import host_errors
 from composer.errors import IntegrityError
 
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_XZ: Final = b"\xfd7zXZ\x00"
 _MEMBERS: Final = 100_000
 _BYTES: Final = 2 << 30
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Write the regular files, folders and inner links of a .tar.gz or .tar.zst below `folder`, which is made.
+def unpack(archive: Path, folder: Path, *, members: int = _MEMBERS, size: int = _BYTES) -> None:
+    """Write the regular files, folders and inner links of a .tar.gz, .tar.xz or .tar.zst below `folder`, which is made.
 
     Links are made last, so no member is written through one. Raises IntegrityError for a member that is absolute,
-    leaves `folder`, is of another kind or comes twice, for more than 100,000 members or 2 GiB, and for a damaged
-    archive.
+    leaves `folder`, is of another kind or comes twice, for more than `members` members or `size` bytes (100,000 and
+    2 GiB), and for a damaged archive.
     """
     with host_errors(folder):
         folder.mkdir(parents=True)
     links: dict[str, str] = {}
-    left = _BYTES
+    left = size
     try:
         with _stream(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for index, member in enumerate(tar):
                 left -= member.size
-                if index >= _MEMBERS or left < 0:
-                    raise _refused(archive, member.name, "more than 100,000 members or 2 GiB")
+                if index >= members or left < 0:
+                    raise _refused(archive, member.name, f"more than {members:,} members or {size >> 30} GiB")
                 _write(archive, tar, member, folder, links)
-    except (tarfile.TarError, zstandard.ZstdError, zlib.error, EOFError, gzip.BadGzipFile) as fault:
+    except (tarfile.TarError, zstandard.ZstdError, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile) as fault:
         raise IntegrityError("damaged archive", where=str(archive), why=str(fault)) from fault
     for path in links:
         if any(parent.as_posix() in links for parent in PurePosixPath(path).parents):
@@ -107,9 +109,12 @@ def _stream(archive: Path) -> Iterator[IO[bytes]]:
     with host_errors(archive):
         raw = archive.open("rb")
     with raw:
-        compressed_by_zstd = raw.read(4) == _ZSTD
+        magic = raw.read(6)
         raw.seek(0)
-        if compressed_by_zstd:
+        if magic == _XZ:
+            with lzma.open(raw) as unpacked:
+                yield cast(IO[bytes], unpacked)
+        elif magic.startswith(_ZSTD):
             with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as plain:
                 yield plain
         else:

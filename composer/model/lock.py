@@ -12,13 +12,13 @@ import json
 import re
 import textwrap
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
-from packaging.pylock import Package, PackageWheel, Pylock, PylockValidationError
+from packaging.pylock import Package, PackageSdist, PackageWheel, Pylock, PylockValidationError
 
 from composer.errors import LockError
 
@@ -144,8 +144,16 @@ def _render_package(package: LockedPackage) -> str:
     head = [("name", package.name), ("version", package.version)]
     if package.requires_python:
         head.append(("requires-python", package.requires_python))
-    rows = "".join(f"    {_inline(_wheel_table(wheel))},\n" for wheel in wheels)
-    return f"[[packages]]\n{_lines(*head)}wheels = [\n{rows}]\ntool.{_TOOL} = {_inline(facts)}\n"
+    if is_sdist(package):
+        files = f"sdist = {_inline(_wheel_table(wheels[0]))}\n"
+    else:
+        files = "wheels = [\n" + "".join(f"    {_inline(_wheel_table(wheel))},\n" for wheel in wheels) + "]\n"
+    return f"[[packages]]\n{_lines(*head)}{files}tool.{_TOOL} = {_inline(facts)}\n"
+
+
+def is_sdist(package: LockedPackage) -> bool:
+    """Whether the only artifact is a source distribution, which only the lock of a source build may hold."""
+    return len(package.artifacts) == 1 and not package.artifacts[0].filename.endswith(".whl")
 
 
 def _wheel_table(wheel: Artifact) -> dict[str, Any]:
@@ -245,8 +253,8 @@ class _Tool(_Table, frozen=True, kw_only=True):
     overridden: tuple[_Overridden, ...] = ()
 
 
-def parse_lock(text: str, where: str) -> Lock:
-    """The lock in `text`; `where` names the file in errors.
+def parse_lock(text: str, where: str, *, sdists: bool = False) -> Lock:
+    """The lock in `text`; `where` names the file in errors; sdists: source distributions may be in it.
 
     Raises LockError for text that is not TOML, breaks PEP 751, was not written by compose, or holds a package without
     exactly what a build needs: wheels only, each with a size and a SHA-256. All faults of the packages come together.
@@ -255,7 +263,7 @@ def parse_lock(text: str, where: str) -> Lock:
     tool = _convert((pylock.tool or {}).get(_TOOL), _Tool, f"{where}: tool.{_TOOL}")
     if tool.schema != _SCHEMA:
         raise LockError(f"schema {tool.schema} is not known", where=f"{where}: tool.{_TOOL}.schema", fix=_RELOCK)
-    packages, faults = _packages(pylock, where)
+    packages, faults = _packages(pylock, where, sdists=sdists)
     faults += [LockError(what, where=where, fix=_RELOCK) for what in _lock_faults(tool, packages)]
     LockError.collect(faults)
     return Lock(
@@ -279,20 +287,22 @@ def _parse_pylock(text: str, where: str) -> Pylock:
         raise LockError("nested too deeply", where=where, fix=_RELOCK) from fault
 
 
-def _packages(pylock: Pylock, where: str) -> tuple[list[LockedPackage], list[LockError]]:
+def _packages(pylock: Pylock, where: str, *, sdists: bool) -> tuple[list[LockedPackage], list[LockError]]:
     packages, faults = [], []
     for number, package in enumerate(pylock.packages):
         try:
-            packages.append(_package(package, f"{where}: packages[{number}] {package.name}"))
+            packages.append(_package(package, f"{where}: packages[{number}] {package.name}", sdists=sdists))
         except LockError as fault:
             faults.append(fault)
     return packages, faults
 
 
-def _package(package: Package, where: str) -> LockedPackage:
+def _package(package: Package, where: str, *, sdists: bool) -> LockedPackage:
     tool = _convert((package.tool or {}).get(_TOOL), _PackageTool, f"{where}: tool.{_TOOL}")
-    wheels = package.wheels or ()
-    faults = [LockError(what, where=where, fix=_RELOCK) for what in _package_faults(package, tool)]
+    wheels: Sequence[PackageWheel | PackageSdist] = package.wheels or ()
+    if sdists and package.sdist and not wheels:
+        wheels = (package.sdist,)
+    faults = [LockError(what, where=where, fix=_RELOCK) for what in _package_faults(package, tool, wheels)]
     faults += [LockError(what, where=f"{where}: {wheel.path}") for wheel in wheels for what in _wheel_faults(wheel)]
     LockError.collect(faults)
     return LockedPackage(
@@ -305,18 +315,20 @@ def _package(package: Package, where: str) -> LockedPackage:
     )  # fmt: skip
 
 
-def _package_faults(package: Package, tool: _PackageTool) -> Iterator[str]:
+def _package_faults(
+    package: Package, tool: _PackageTool, wheels: Sequence[PackageWheel | PackageSdist]
+) -> Iterator[str]:
     if package.version is None:
         yield "has no version"
-    if not package.wheels or package.sdist or package.is_direct:
+    if not wheels or (package.sdist and package.sdist not in wheels) or package.is_direct:
         yield "has something other than wheels"
     if not _INDEX.fullmatch(tool.index):
         yield f"index {tool.index!r} is not a name"
-    if (tool.index == "url") != all(wheel.url for wheel in package.wheels or ()):
+    if (tool.index == "url") != all(wheel.url for wheel in wheels):
         yield "a wheel has a url if and only if its index is 'url'"
 
 
-def _wheel_faults(wheel: PackageWheel) -> Iterator[str]:
+def _wheel_faults(wheel: PackageWheel | PackageSdist) -> Iterator[str]:
     if wheel.path != f"{WHEELHOUSE}/{wheel.filename}" or "\\" in wheel.filename:
         yield f"path is not {WHEELHOUSE}/ and a file name"
     may_lack = wheel.url is not None and wheel.size is None

@@ -16,6 +16,7 @@ from packaging.version import InvalidVersion, Version
 from composer.errors import RecipeError
 from composer.model._strict import Record, convert
 from composer.model.globs import compile_glob
+from composer.model.source import Build, build_faults
 from composer.model.target import Target
 
 SCHEMA = 1
@@ -106,6 +107,7 @@ class Component(Record, frozen=True, kw_only=True):
     version: makes the distribution a root of the resolution; without it the entry only edits what the lock holds.
     path: a wheel on this machine, absolute or relative to the recipe's folder (loading makes it so for included files).
     sm: targets that need the distribution; empty for all (`reason` says why it is limited).
+    build: how `compose wheel` makes one from source.
     tool: needed to compose, not to serve: locked and fetched, but not part of the bundle.
     """
 
@@ -127,6 +129,7 @@ class Component(Record, frozen=True, kw_only=True):
     rpath: tuple[RpathRule, ...] = ()
     pth: tuple[PthFile, ...] = ()
     slim: Slim | None = None
+    build: Build | None = None
     imports: tuple[str, ...] = ()
     needs_driver: bool = False
 
@@ -355,6 +358,22 @@ def _component_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"{path}.reason", "must say why the distribution is limited to some SMs"
         for key, fault in _content_faults(one):
             yield f"{path}.{key}", fault
+        for key, fault in _build_faults(one, one.build) if one.build else ():
+            yield f"{path}.build{key and '.'}{key}", fault
+
+
+def _build_faults(one: Component, build: Build) -> Iterator[tuple[str, str]]:
+    yield from build_faults(one.name, one.version, build)
+    for key, url in (("url", build.url), ("git", build.git)):
+        if url is not None:
+            yield from _url_faults(key, url)
+    if build.path is not None and (not build.path.isprintable() or "\\" in build.path or build.path.startswith("-")):
+        yield "path", f"{build.path!r} is not a plain path"
+    if build.subdirectory is not None and not _is_inside(build.subdirectory):
+        yield "subdirectory", f"{build.subdirectory!r} must be a relative path without '..'"
+    for number, name in enumerate(build.patches):
+        if not _is_inside(name):
+            yield f"patches[{number}]", f"{name!r} must be a relative path without '..'"
 
 
 def _content_faults(one: Component) -> Iterator[tuple[str, str]]:

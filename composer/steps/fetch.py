@@ -24,6 +24,8 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from filelock import FileLock, Timeout
+from packaging.utils import InvalidSdistFilename, parse_sdist_filename
+from packaging.version import Version
 
 from composer._fs import atomic_file, host_errors, sync_folder
 from composer.errors import ComposerError, FetchError, HostError, IntegrityError
@@ -454,6 +456,37 @@ def is_reachable(url: str, limits: Limits | None = None) -> bool:
         with _answer(run, url, 0) as body:
             return body.status == 200
     except (FetchError, _TransientError):
+        return False
+
+
+def find_sdist(name: str, version: str, index: str, indexes: Mapping[str, str]) -> Artifact:
+    """The source distribution of one version, as its index lists it. FetchError when it has none, or no digest of it.
+
+    indexes: URL by index name, for all names but `pypi`.
+    """
+    run = _Run(store=Path(), wheelhouse=(), indexes=indexes, alternatives={}, local={}, offline=False, verify=False,
+               limits=Limits(), progress=lambda _: None)  # fmt: skip
+    with _index_errors(f"index {index!r}"):
+        listed = run.index().files(name, index)
+    found = next((file for file in listed if _is_sdist_of(file.filename, name, version)), None)
+    if found is None or found.sha256 is None:
+        what = "has no sdist of it" if found is None else "gives no sha256 of its sdist"
+        raise FetchError(f"index {index!r} {what}", where=f"{name} {version}",
+                         fix="Give `url` and `sha256` of its source in the recipe instead of `sdist`.")  # fmt: skip
+    artifact = Artifact(filename=found.filename, size=found.size or 0, sha256=found.sha256)
+    if artifact.size:
+        return artifact
+    if found.url.startswith("file:"):
+        path = Path(url2pathname(urlsplit(found.url).path))
+        with host_errors(path):
+            return replace(artifact, size=path.stat().st_size)
+    return _sized(run, found.url, artifact)
+
+
+def _is_sdist_of(filename: str, name: str, version: str) -> bool:
+    try:
+        return filename.endswith(".tar.gz") and parse_sdist_filename(filename) == (name, Version(version))
+    except InvalidSdistFilename:
         return False
 
 

@@ -111,9 +111,9 @@ def renew_lock(loaded: LoadedRecipe, python: str, machine: str, options: LockOpt
     return lock
 
 
-def read_lock(path: Path) -> Lock:
-    """The lock in a file; LockError when it cannot be read or is not one."""
+def read_lock(path: Path, *, sdists: bool = False) -> Lock:
+    """The lock in a file; LockError when it cannot be read or is not one. sdists: as of `parse_lock`."""
     try:
-        return parse_lock(path.read_text("utf-8"), path.name)
+        return parse_lock(path.read_text("utf-8"), path.name, sdists=sdists)
     except (OSError, UnicodeDecodeError) as fault:
         raise LockError("cannot be read", where=str(path), why=str(fault)) from fault

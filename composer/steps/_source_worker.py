@@ -1,0 +1,77 @@
+"""Runs under this tool's interpreter: LOCK PROGRAM ARGUMENT..., run so that nothing of it outlives who asked for it.
+
+A build system starts hundreds of compilers; ninja gives each a process group of its own, so no signal to a group
+reaches them all, and one that lives on would write into a folder that the next run continues. All of them are in one
+session, though. Its leader gets a signal from the kernel when this process dies, whatever killed it, and ends the
+session; until that is done it holds a lock on the file LOCK, for which the next run waits. Linux and the standard
+library only.
+"""
+
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def main() -> None:
+    """Become the parent of a session's leader; end as it ends."""
+    parent = os.getppid()
+    _die_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was told
+        sys.exit(1)
+    watched, leader = os.getpid(), os.fork()
+    if not leader:
+        lead(watched, sys.argv[1], sys.argv[2:])
+    _, status = os.waitpid(leader, 0)
+    sys.exit(_code(status))
+
+
+def lead(parent: int, lock: str, argv: list[str]) -> None:
+    """Run the program in a session of its own, to its end or the parent's."""
+    fcntl.flock(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), fcntl.LOCK_EX)
+    os.setsid()
+    signal.signal(signal.SIGTERM, lambda *_: end_session())
+    _die_with_parent(signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(1)
+    program = os.posix_spawn(argv[0], argv, os.environ)
+    _, status = os.waitpid(program, 0)
+    sys.exit(_code(status))
+
+
+def end_session() -> None:
+    """Kill every process of this session, and then this one."""
+    own, session = os.getpid(), os.getsid(0)
+    found = True
+    while found:  # one that was just being started is found by the next look
+        found = False
+        for process in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
+            if process != own and _is_alive_in(process, session):
+                os.kill(process, signal.SIGKILL)
+                found = True
+    os._exit(1)
+
+
+def _is_alive_in(process: int, session: int) -> bool:
+    try:
+        state, _, _, sid = Path(f"/proc/{process}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[:4]
+    except OSError:
+        return False
+    return int(sid) == session and state not in "ZX"
+
+
+def _die_with_parent(number: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
+
+
+def _code(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What a source build finds on this machine: cores, memory, disk and compilers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from composer._fs import host_errors
+from composer._proc import run
+from composer.errors import HostError
+from composer.model.source import Build, jobs_for
+
+_SECONDS = 30.0
+# An unpacked source with its objects and tools, as a multiple of its archive; a recipe may ask for more.
+_GROWTH = 10
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def jobs_here(build: Build, wanted: int | None, environ: Mapping[str, str] = os.environ) -> int:
+    """Compilers at a time: from this machine's cores and memory; `wanted` or else MAX_JOBS lowers it."""
+    text = environ.get("MAX_JOBS", "")
+    if wanted is None and text:
+        if not (text.isdecimal() and int(text)):
+            raise HostError(f"{text!r} is not a number of jobs", where="MAX_JOBS", fix="Give a number from 1 up.")
+        wanted = int(text)
+    return jobs_for(build, cores=len(os.sched_getaffinity(0)), memory=memory_here(), wanted=wanted)
+
+
+def memory_here() -> int:
+    """Bytes of memory that this process may use at most: the machine's, or its control group's."""
+    with host_errors(Path("/proc/meminfo")):
+        total = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text("ascii"))
+    assert total is not None  # proc(5)
+    found = [int(total[1]) * 1024]
+    for path in _LIMITS:
+        text = path.read_text("ascii").strip() if path.is_file() else ""
+        found += [int(text)] if text.isdecimal() else []
+    return min(found)
+
+
+def check_room(build: Build, where: str, folder: Path, unfinished: Path, size: int) -> None:
+    """HostError when the disk of `folder` or the memory cannot hold a build. size: bytes of the source's archive.
+
+    unfinished: the folder of an earlier run of this build, which needs what it holds no second time.
+    """
+    faults = []
+    with host_errors(folder):
+        free = shutil.disk_usage(folder).free + _used(unfinished)
+    if free < (need := max(build.disk, _GROWTH * size)):
+        faults.append(HostError("too little disk to build it", where=where,
+                                why=f"{need / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free in {folder}",
+                                fix="Free some space, or set WHEEL_COMPOSER_STORE to another disk."))  # fmt: skip
+    if (memory := memory_here()) < build.memory:
+        faults.append(HostError("too little memory to build it", where=where,
+                                why=f"{build.memory / 1e9:.1f} GB are needed, this machine has {memory / 1e9:.1f} GB",
+                                fix="Build it on a larger machine and copy the wheel."))  # fmt: skip
+    HostError.collect(faults)
+
+
+def compilers(environ: Mapping[str, str], *, cuda: bool) -> dict[str, str]:
+    """What the compilers that a build would call say to `--version`, by the variable that names them.
+
+    Those that are not there are left out: not every source needs one. HostError for one that does not answer, and for a
+    CUDA build without nvcc.
+    """
+    found = {}
+    for name, standard in (("CC", "cc"), ("CXX", "c++"), *([("CUDACXX", _nvcc(environ))] if cuda else ())):
+        program = shutil.which(environ.get(name, standard), path=environ.get("PATH"))
+        if program:
+            answer = run([program, "--version"], env=environ, timeout=_SECONDS, error=HostError)
+            found[name] = _without_date(answer.decode(errors="replace"))
+        elif name == "CUDACXX":
+            raise HostError("no CUDA compiler", where=environ.get(name, standard),
+                            fix="Install a toolkit of the recipe's CUDA version and set CUDA_HOME.")  # fmt: skip
+    return found
+
+
+def _nvcc(environ: Mapping[str, str]) -> str:
+    return str(Path(environ["CUDA_HOME"], "bin", "nvcc")) if "CUDA_HOME" in environ else "nvcc"
+
+
+def _without_date(answer: str) -> str:
+    """The line that tells the version: nvcc's names the release, others' is the first."""
+    lines = answer.strip().splitlines() or [""]
+    return next((line for line in lines if "release" in line), lines[0])
+
+
+def _used(folder: Path) -> int:
+    """Bytes below a folder; what another process removes meanwhile counts as nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.lstat().st_blocks * 512
+    return total
