@@ -15,7 +15,8 @@ from composer.cli import render
 from composer.cli.progress import drawn
 from composer.errors import HostError, RecipeError
 from composer.interpreter import choose_python
-from composer.model.target import Target, parse_isa, parse_sm
+from composer.model.recipe import Component, Recipe
+from composer.model.target import Target, Targets, parse_isa, parse_sms
 from composer.steps.load import load_recipe, load_targets
 from composer.steps.locks import LockOptions, Mode
 from composer.steps.source import Request, Result, build_wheel
@@ -27,7 +28,7 @@ _PATH = click.Path(path_type=Path)
 @click.command()
 @click.argument("name")
 @click.option("--recipe", default="sglang", show_default=True, help="A shipped recipe, or the path of one.")
-@click.option("--sm", required=True, help="GPU architecture: 90, sm90 or 9.0.")
+@click.option("--sm", required=True, help="GPU architectures: 90, 80,9.0, or all that the component is built for.")
 @click.option("--isa", required=True, help="CPU instruction set: avx2, avx512, ...")
 @click.option("--python", metavar="VERSION", help="Minor version. Default: the recipe's order.")
 @click.option("--output", "-o", type=_PATH, help="Also put the wheel into this folder.")
@@ -72,10 +73,17 @@ def _request(name: str, recipe: str, sm: str, isa: str, python: str | None, opti
         raise RecipeError(f"no component {name!r}", where=loaded.path.name,
                           fix="Give the normalised name of a distribution with [component.build].")  # fmt: skip
     chosen = choose_python((python,) if python else loaded.recipe.pythons)
-    target = Target(sm=parse_sm(sm, targets), isa=known, cuda=loaded.recipe.cuda, python=chosen.minor, machine=machine)
-    loaded.recipe.check_target(target)
-    return Request(loaded=loaded, component=loaded.recipe.component_of(name), target=target, python=chosen,
+    component = loaded.recipe.component_of(name)
+    sms = _sms(sm, component, loaded.recipe, targets)
+    target = Target(sm=sms[0], isa=known, cuda=loaded.recipe.cuda, python=chosen.minor, machine=machine)
+    return Request(loaded=loaded, component=component, target=target, python=chosen, sms=sms,
                    flags=targets.isa[known].flags, lock=options, wheelhouses=wheelhouses, jobs=jobs)  # fmt: skip
+
+
+def _sms(text: str, component: Component, recipe: Recipe, targets: Targets) -> tuple[int, ...]:
+    """One architecture or several; `all` is what the component says it is, or else what the stack serves."""
+    named = component.build.all if component.build else ()
+    return parse_sms(text, targets) or named or recipe.sm
 
 
 def _exported(result: Result, folder: Path) -> Path:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import msgspec
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import is_normalized_name
 from packaging.version import Version
 
 from composer.model._strict import Record
+from composer.model.toolchain import code_name
 
 #: What a CUDA compiler needs per job: 4.5 to 7.6 GB measured for attention and MoE kernels.
 CUDA_JOB_BYTES = 8 * 10**9
+
+#: Name, in the folder of a build, of the link to its environment's site-packages: the same for all Pythons.
+SITE = "site"
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -20,29 +27,60 @@ _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # What build systems are told by their environment. Everything else could change which programs run, or where to.
 _ALLOWED = re.compile(
-    r"CC|CXX|CFLAGS|CXXFLAGS|CPPFLAGS|LDFLAGS|CUDAFLAGS|CUDACXX|CUDAHOSTCXX|CUDA_HOME|MAX_JOBS|NVCC_[A-Z_]+|BLAS"
-    r"|(USE|BUILD|FORCE|WITH|INSTALL|CMAKE|SKBUILD|TORCH|PYTORCH|ATEN|TH|SETUPTOOLS_SCM)_[A-Z0-9_]+|_GLIBCXX_USE_CXX11_ABI"
+    r"CC|CXX|CFLAGS|CXXFLAGS|CPPFLAGS|LDFLAGS|CUDAFLAGS|MAX_JOBS|BLAS|_GLIBCXX_USE_CXX11_ABI"
+    r"|(USE|BUILD|FORCE|WITH|INSTALL|CMAKE|SKBUILD|TORCH|PYTORCH|ATEN|TH|SETUPTOOLS_SCM)_[A-Z0-9_]+"
+    r"|(NVCC|CUDNN|CUPTI|NCCL|NVSHMEM|CUSPARSELT)_[A-Z0-9_]+"
 )
-# CMake refuses to build PyTorch with the first; the others name programs to run around every compiler.
+# CMake refuses to build PyTorch with the first; the others name programs to run around every compiler. Where the
+# CUDA compiler is (CUDA_HOME, CUDACXX, CUDAHOSTCXX) is decided by the toolchain.
 _REFUSED = re.compile(r"CMAKE_INSTALL_PREFIX|CMAKE_[A-Z]+_COMPILER_LAUNCHER")
+
+
+class Without(Record, frozen=True, kw_only=True):
+    """Distributions that a bundle leaves out because the wheel that was built does not need them."""
+
+    names: tuple[str, ...]
+    reason: str
+
+
+class Variant(Record, frozen=True, kw_only=True):
+    """What is different for some targets: those of these SMs and these ISAs (empty: all)."""
+
+    reason: str
+    sm: tuple[int, ...] = ()
+    isa: tuple[str, ...] = ()
+    environment: Mapping[str, str] = {}
+    without: tuple[Without, ...] = ()
+
+    def applies(self, sms: Sequence[int], isa: str) -> bool:
+        """Whether it is meant for a build: for all of its SMs, and its ISA."""
+        return (not self.sm or set(sms) <= set(self.sm)) and (not self.isa or isa in self.isa)
 
 
 class Build(Record, frozen=True, kw_only=True):
     """A source and how to make a wheel of it.
 
     The source is one of: `sdist` (of the component's version, from its index), `url` with `sha256`, `git` with the
-    `commit` (40 hex digits; submodules come along), or `path` (a folder, or an archive; relative to the recipe).
-    patches: applied exactly, below patches/. requires: everything that must be installed to build; locked with hashes.
-    environment: values may hold `{isa.flags}`, `{sm.arch_list}`, `{jobs}` and `{folder}`. config: settings of the build
-    backend (PEP 517), with the same. subdirectory: where its pyproject.toml is. cuda: jobs need 8 GB each. disk,
-    memory: bytes needed.
+    `commit` (40 hex digits; submodules come along), `path` (a folder, or an archive; relative to the recipe), or
+    `shipped`, a folder below composer's sources/.
+    when: whether a bundle takes it instead of the wheel of the lock. `always`; `asked`: by `--no-binary`; `auto`: when
+    it can be built here within the budget; `fallback`: so, and when the wheel cannot be had.
+    prebuilt: an index has a wheel, too. patches: applied exactly, below patches/. requires: everything that must be
+    installed to build; locked with hashes. environment: values may hold placeholders (`Values`). config: settings of
+    the build backend (PEP 517), with the same. variant: additions for some targets. without: what the bundle leaves
+    out. subdirectory: where its pyproject.toml is. all: the SMs of `--sm all`. cuda: jobs need 8 GB each, and a CUDA
+    toolchain; cuda_libraries: with NVIDIA's libraries. shared: folder of objects, below the source, that builds for
+    other Pythons go on with. disk, memory: bytes needed.
     """
 
     requires: tuple[str, ...]
+    when: Literal["always", "asked", "auto", "fallback"] = "always"
+    prebuilt: bool = True
     sdist: bool = False
     url: str | None = None
     git: str | None = None
     path: str | None = None
+    shipped: str | None = None
     sha256: str | None = None
     size: int | None = None
     commit: str | None = None
@@ -50,25 +88,53 @@ class Build(Record, frozen=True, kw_only=True):
     patches: tuple[str, ...] = ()
     environment: Mapping[str, str] = {}
     config: Mapping[str, str] = {}
+    variant: tuple[Variant, ...] = ()
+    without: tuple[Without, ...] = ()
+    all: tuple[int, ...] = ()
     cuda: bool = False
+    cuda_libraries: bool = True
+    shared: str | None = None
     disk: int = 0
     memory: int = 0
 
+    def for_target(self, sms: Sequence[int], isa: str) -> Build:
+        """This build with the variants for a target; of two that give a variable, the later one counts."""
+        chosen = [one for one in self.variant if one.applies(sms, isa)]
+        environment = dict(self.environment)
+        for one in chosen:
+            environment |= one.environment
+        without = (*self.without, *(each for one in chosen for each in one.without))
+        return msgspec.structs.replace(self, variant=(), environment=environment, without=without)
+
     def uses(self, what: str) -> bool:
-        """Whether a value of the environment or the settings depends on `isa` or `sm`."""
-        values = (*self.environment.values(), *self.config.values())
-        return any(name.partition(".")[0] == what for value in values for name in _PLACEHOLDER.findall(value))
+        """Whether the wheel depends on the target's `isa` or `sm`: by a value, or by a variant."""
+        values = (*self.environment.values(), *self.config.values(),
+                  *(value for one in self.variant for value in one.environment.values()))  # fmt: skip
+        named = any(name.partition(".")[0] == what for value in values for name in _PLACEHOLDER.findall(value))
+        return named or any(getattr(one, what) and one.environment for one in self.variant)
+
+
+def arch_list(sms: Sequence[int]) -> str:
+    """SMs as TORCH_CUDA_ARCH_LIST spells them: 90 is `9.0`, 80 and 120 are `8.0;12.0`."""
+    return ";".join(_dotted(str(sm)) for sm in sms)
+
+
+def _dotted(name: str) -> str:
+    """`90a` as a compute capability: `9.0a`."""
+    digits = name.rstrip("af")
+    return f"{digits[:-1]}.{digits[-1]}{name.removeprefix(digits)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Values:
-    """What placeholders stand for. flags: of the compiler, for the CPU. arch_list: as PyTorch spells GPUs.
+    """What placeholders stand for. flags: of the compiler, for the CPU. sms: GPU architectures. cuda: `12.8`.
 
-    folder: of the build. The wheel must not depend on it, nor on the jobs.
+    folder: of the build, site: site-packages of its environment. The wheel must not depend on either, nor on the jobs.
     """
 
     flags: tuple[str, ...]
-    arch_list: str
+    sms: tuple[int, ...]
+    cuda: str
     jobs: int
     folder: str
 
@@ -80,17 +146,14 @@ class Values:
     def known(self) -> dict[str, str]:
         """Replacement by name."""
         return {
-            "isa.flags": " ".join(self.flags), "sm.arch_list": self.arch_list, "jobs": str(self.jobs),
-            "folder": self.folder,
+            "isa.flags": " ".join(self.flags), "sm.arch_list": arch_list(self.sms),
+            "sm.specific": ";".join(_dotted(code_name(sm)) for sm in self.sms),
+            "sm.nvcc": ";".join(code_name(sm) for sm in self.sms),
+            "cuda": self.cuda, "jobs": str(self.jobs), "folder": self.folder, "site": f"{self.folder}/{SITE}",
         }  # fmt: skip
 
 
-_NAMES = Values(flags=(), arch_list="", jobs=0, folder="").known().keys()
-
-
-def arch_list(sm: int) -> str:
-    """An SM as TORCH_CUDA_ARCH_LIST spells it: 90 is `9.0`, 120 is `12.0`."""
-    return f"{sm // 10}.{sm % 10}"
+_NAMES = Values(flags=(), sms=(), cuda="", jobs=0, folder="").known().keys()
 
 
 def jobs_for(build: Build, *, cores: int, memory: int, wanted: int | None) -> int:
@@ -99,10 +162,14 @@ def jobs_for(build: Build, *, cores: int, memory: int, wanted: int | None) -> in
     return max(1, min(most, wanted) if wanted is not None else most)
 
 
-def local_version(version: str, build: Build, *, sm: int, isa: str) -> Version:
-    """The version of the built wheel: `0.1.27+avx512`, `2.9.1+sm90.avx512`; `+source` if it is for any target."""
+def local_version(version: str, build: Build, *, sms: Sequence[int], isa: str) -> Version:
+    """The version of the built wheel: `0.1.27+avx512`, `2.9.1+sm90.avx512`; `+source` if it is for any target.
+
+    For the SMs that are all it is `2.9.1+all.avx512`.
+    """
     old = Version(version)
-    parts = [f"sm{sm}"] * build.uses("sm") + [isa.replace("-", ".")] * build.uses("isa")
+    gpus = ["all"] if len(sms) > 1 and set(sms) == set(build.all) else [f"sm{sm}" for sm in sms]
+    parts = gpus * build.uses("sm") + [isa.replace("-", ".")] * build.uses("isa")
     label = ".".join(parts) or "source"
     return old if old.local == label else Version(f"{old}{'.' if old.local else '+'}{label}")
 
@@ -115,23 +182,38 @@ def build_faults(name: str, version: str | None, build: Build) -> Iterator[tuple
     for number, text in enumerate(build.requires):
         if fault := _requirement_fault(text):
             yield f"requires[{number}]", fault
-    for variable, value in build.environment.items():
-        if not _is_allowed(variable, name):
-            yield f"environment.{variable}", "is not a variable that a recipe may set for a build"
-        yield from ((f"environment.{variable}", fault) for fault in _value_faults(value))
-    for key, value in build.config.items():
-        if not _KEY.fullmatch(key):
-            yield f"config.{key}", "is not a plain key"
-        yield from ((f"config.{key}", fault) for fault in _value_faults(value))
+    yield from _environment_faults("", name, build.environment)
+    for number, one in enumerate(build.variant):
+        yield from _environment_faults(f"variant[{number}].", name, one.environment)
+    yield from _config_faults(build.config)
+    for rule in (*build.without, *(each for one in build.variant for each in one.without)):
+        yield from (("without", f"{left_out!r} is not a normalised name") for left_out in rule.names
+                    if not is_normalized_name(left_out))  # fmt: skip
+    if not build.prebuilt and build.when != "always":
+        yield "when", "must be 'always' where there is no prebuilt wheel to take instead"
     for key in ("disk", "memory"):
         if getattr(build, key) < 0:
             yield key, "must be a number of bytes"
 
 
+def _config_faults(config: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        if not _KEY.fullmatch(key):
+            yield f"config.{key}", "is not a plain key"
+        yield from ((f"config.{key}", fault) for fault in _value_faults(value))
+
+
+def _environment_faults(where: str, name: str, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for variable, value in environment.items():
+        if not _is_allowed(variable, name):
+            yield f"{where}environment.{variable}", "is not a variable that a recipe may set for a build"
+        yield from ((f"{where}environment.{variable}", fault) for fault in _value_faults(value))
+
+
 def _source_faults(build: Build) -> Iterator[tuple[str, str]]:
-    given = [key for key in ("sdist", "url", "git", "path") if getattr(build, key)]
+    given = [key for key in ("sdist", "url", "git", "path", "shipped") if getattr(build, key)]
     if len(given) != 1:
-        yield "", f"needs one source: sdist, url, git or path, and not {' and '.join(given) or 'none'}"
+        yield "", f"needs one source: sdist, url, git, path or shipped, and not {' and '.join(given) or 'none'}"
     if build.url is not None and not build.sha256:
         yield "sha256", "must be the 64 hex digits of what the url serves"
     if build.sha256 is not None and not _SHA256.fullmatch(build.sha256):

@@ -8,6 +8,8 @@ from typing import Any
 from composer.errors import RecipeError
 from composer.model._strict import Record, convert
 
+_SPECIFIC_FROM = 90
+
 
 class PinnedToolchain(Record, frozen=True, kw_only=True):
     """A CUDA toolkit that is put together from locked wheels.
@@ -53,6 +55,14 @@ class Toolchains(Record, frozen=True, kw_only=True):
 def parse_toolchains(data: Mapping[str, Any], where: str) -> Toolchains:
     """The known toolchains from parsed TOML; RecipeError lists what is wrong."""
     return convert(data, Toolchains, where)
+
+
+def code_name(sm: int) -> str:
+    """An architecture with its own instructions, as NVIDIA's compilers name it: 90 is `90a`, 80 is `80`.
+
+    Source: PTX ISA, architecture-specific targets.
+    """
+    return f"{sm}a" if sm >= _SPECIFIC_FROM else str(sm)
 
 
 def release_key(cuda: str) -> tuple[int, int]:

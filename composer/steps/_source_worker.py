@@ -3,13 +3,16 @@
 A build system starts hundreds of compilers; ninja gives each a process group of its own, so no signal to a group
 reaches them all, and one that lives on would write into a folder that the next run continues. All of them are in one
 session, though. Its leader gets a signal from the kernel when this process dies, whatever killed it, and ends the
-session; until that is done it holds a lock on the file LOCK, for which the next run waits. Linux and the standard
-library only.
+session; until that is done it holds a lock on the file LOCK, for which the next run waits. When the program ends, LOCK
+gets a line of JSON with what it took: seconds of CPU, and bytes of memory of its largest process. Linux and the
+standard library only.
 """
 
 import ctypes
 import fcntl
+import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -32,7 +35,8 @@ def main() -> None:
 
 def lead(parent: int, lock: str, argv: list[str]) -> None:
     """Run the program in a session of its own, to its end or the parent's."""
-    fcntl.flock(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), fcntl.LOCK_EX)
+    held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    fcntl.flock(held, fcntl.LOCK_EX)
     os.setsid()
     signal.signal(signal.SIGTERM, lambda *_: end_session())
     _die_with_parent(signal.SIGTERM)
@@ -40,6 +44,9 @@ def lead(parent: int, lock: str, argv: list[str]) -> None:
         sys.exit(1)
     program = os.posix_spawn(argv[0], argv, os.environ)
     _, status = os.waitpid(program, 0)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = {"cpu_seconds": round(used.ru_utime + used.ru_stime, 1), "memory": used.ru_maxrss * 1024}
+    os.write(held, f"{json.dumps(took)}\n".encode())
     sys.exit(_code(status))
 
 

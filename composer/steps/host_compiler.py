@@ -33,6 +33,10 @@ class HostCompiler:
     def __str__(self) -> str:
         return f"{self.cxx} ({self.family} {self.version})"
 
+    def environ(self) -> dict[str, str]:
+        """The variables by which build systems find it, also below nvcc."""
+        return {"CUDAHOSTCXX": str(self.cxx), "CC": str(self.cc), "CXX": str(self.cxx)}
+
 
 def find_host_compiler(limits: HostLimits, environ: Mapping[str, str]) -> HostCompiler:
     """The compiler that CUDAHOSTCXX, CXX or CC names, else the first g++ or clang++ of PATH that `limits` takes.

@@ -34,7 +34,7 @@ from composer.formats.wheel import parse_wheel_name
 from composer.interpreter import Candidate
 from composer.model.lock import Artifact, Lock, LockedPackage
 from composer.model.recipe import Component
-from composer.model.source import Build, Values, arch_list, local_version
+from composer.model.source import SITE, Build, Values, local_version
 from composer.model.target import Target
 from composer.proofs import _cut_network
 from composer.steps import _source_worker
@@ -44,8 +44,9 @@ from composer.steps.locks import LockOptions
 from composer.steps.relabel import labelled, relabel_wheel
 from composer.steps.source_lock import ensure_build_lock
 from composer.steps.source_log import failure, followed
-from composer.steps.source_machine import check_room, compilers, jobs_here
+from composer.steps.source_machine import check_room, compilers, jobs_here, used
 from composer.steps.source_tree import Patch, Source, find_patches, find_source, make_tree, top_folder
+from composer.steps.toolchain import Choice, Toolchain, choose_toolchain, ensure_toolchain
 from composer.store import Store, key_of
 
 _VERSION = 1
@@ -59,7 +60,8 @@ _BUILD_SECONDS = 7 * 86400.0
 class Request:
     """What to build, for which target, with which CPython of this machine.
 
-    flags: of the compiler, for the target's CPU. jobs: compilers at a time at most; None for MAX_JOBS or the machine's.
+    flags: of the compiler, for the target's CPU. sms: GPU architectures, when they are not the target's one.
+    jobs: compilers at a time at most; None for MAX_JOBS or the machine's.
     """
 
     loaded: LoadedRecipe
@@ -67,14 +69,34 @@ class Request:
     target: Target
     flags: tuple[str, ...]
     python: Candidate
+    sms: tuple[int, ...] = ()
     lock: LockOptions = field(default_factory=LockOptions)
     wheelhouses: Sequence[Path] = ()
     jobs: int | None = None
 
+    @property
+    def build(self) -> Build:
+        """How it is built for this target. RecipeError for a component that is not."""
+        if self.component.build is None:
+            raise RecipeError("has no [component.build]: it is not built from source", where=self.component.name,
+                              fix="Add one to the recipe.")  # fmt: skip
+        return self.component.build.for_target(self.gpus, self.target.isa)
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """GPU architectures that it is for."""
+        return self.sms or (self.target.sm,)
+
+    @property
+    def version(self) -> Version:
+        """The version of the wheel."""
+        assert self.component.build is not None
+        return local_version(self.component.version or "", self.component.build, sms=self.gpus, isa=self.target.isa)
+
 
 class BuiltWheel(msgspec.Struct, frozen=True, kw_only=True):
     """What was built, and from what. key: of all inputs. seconds: of the run that ended it. inputs: as in the ledger
-    inside the wheel.
+    inside the wheel. Over all runs: cpu_seconds; memory: bytes of the largest process; disk: bytes of the folder.
     """
 
     filename: str
@@ -84,6 +106,9 @@ class BuiltWheel(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     jobs: int
     inputs: dict[str, Any]
+    cpu_seconds: float = 0.0
+    memory: int = 0
+    disk: int = 0
 
     def artifact(self) -> Artifact:
         """As a file that can be had like a downloaded one."""
@@ -106,15 +131,26 @@ def build_wheel(request: Request, store: Store, listener: Listener = silent) -> 
     for other bytes) for inputs that cannot be had, HostError for a machine that cannot build it, BuildError when its
     build fails. What was done until then is kept: the next run goes on from there.
     """
-    job = _prepare(request, store, listener)
-    if found := find_built(store, job.key):
-        return found
-    check_room(job.build, job.subject, store.root, job.folder, job.source.size)
-    fetched = _fetch(job)
-    with store.lock(f"{_KIND}-{job.key}"):
-        if found := find_built(store, job.key):
-            return found
-        return job.make(fetched)
+    return prepare_build(request, store, listener).run()
+
+
+def prepare_build(request: Request, store: Store, listener: Listener = silent) -> Job:
+    """Everything decided, and nothing downloaded but what an index says of the build requirements.
+
+    RecipeError, LockError, FetchError and HostError as of `build_wheel`.
+    """
+    build = request.build
+    choice = _toolchain(request, build, store) if build.cuda else None
+    lock = ensure_build_lock(request.loaded, request.component, build, request.target, request.lock)
+    source = find_source(request.loaded, request.component, build, lock)
+    return Job(request=request, build=build, lock=lock, source=source, choice=choice,
+               patches=find_patches(request.loaded, build), jobs=jobs_here(build, request.jobs), store=store,
+               listener=listener)  # fmt: skip
+
+
+def _toolchain(request: Request, build: Build, store: Store) -> Choice:
+    return choose_toolchain(request.target.cuda, request.gpus, request.target.machine, store,
+                            libraries=build.cuda_libraries)  # fmt: skip
 
 
 def find_built(store: Store, key: str) -> Result | None:
@@ -128,34 +164,15 @@ def find_built(store: Store, key: str) -> Result | None:
     return Result(path=path, wheel=wheel, cached=True) if whole else None
 
 
-def _prepare(request: Request, store: Store, listener: Listener) -> _Job:
-    build = request.component.build
-    if build is None:
-        raise RecipeError("has no [component.build]: it is not built from source", where=request.component.name,
-                          fix="Add one to the recipe.")  # fmt: skip
-    lock = ensure_build_lock(request.loaded, request.component, build, request.target, request.lock)
-    source = find_source(request.loaded, request.component, build, lock)
-    return _Job(request=request, build=build, lock=lock, source=source, patches=find_patches(request.loaded, build),
-                jobs=jobs_here(build, request.jobs), store=store, listener=listener)  # fmt: skip
-
-
-def _fetch(job: _Job) -> Fetched:
-    """Build requirements and the source, hashed again even if they were here: they are about to be run."""
-    request = job.request
-    return fetch(
-        job.packages(), into=job.store.root, wheelhouse=request.wheelhouses, indexes=request.loaded.recipe.indexes,
-        offline=request.lock.offline, verify=True,
-    )  # fmt: skip
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Job:
-    """One build with everything decided."""
+class Job:
+    """One build with everything decided. choice: its CUDA toolchain."""
 
     request: Request
     build: Build
     lock: Lock
     source: Source
+    choice: Choice | None
     patches: tuple[Patch, ...]
     jobs: int
     store: Store
@@ -163,41 +180,72 @@ class _Job:
 
     @property
     def subject(self) -> str:
+        """For messages: name and version."""
         return f"{self.request.component.name} {self.request.component.version}"
-
-    @property
-    def version(self) -> Version:
-        target, version = self.request.target, self.request.component.version or ""
-        return local_version(version, self.build, sm=target.sm, isa=target.isa)
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
         """Everything that the wheel depends on, and nothing else: neither the jobs nor this machine's paths."""
         target, build = self.request.target, self.build
+        toolchain = {"toolchain": self.choice.candidate.identity} if self.choice else {}
         return {
             "source": self.source.identity, "subdirectory": build.subdirectory,
             "patches": {one.name: one.sha256 for one in self.patches},
             "requires": {one.filename: one.sha256 for one in self._required()},
             "environment": self._filled(build.environment), "config": self._filled(build.config),
-            "version": str(self.version), "as-of": self._epoch, "python": self.request.python.version,
-            "machine": target.machine, "tools": {"pip": pip.__version__, **compilers(self._environ(), cuda=build.cuda)},
+            "version": str(self.request.version), "as-of": self._epoch, "python": self.request.python.version,
+            "machine": target.machine, "tools": {"pip": pip.__version__, **compilers(self._environ()), **toolchain},
         }  # fmt: skip
 
     @cached_property
     def key(self) -> str:
+        """The store's key of the wheel."""
         return key_of(_KIND, _VERSION, inputs=self.inputs)
 
-    @property
+    @cached_property
     def folder(self) -> Path:
-        return self.store.root / "builds" / self.key
+        """Where it is built. With shared objects it is the same for all Pythons."""
+        key = self.key
+        if self.build.shared:
+            inputs = {name: value for name, value in self.inputs.items() if name not in ("python", "requires")}
+            key = key_of("objects", _VERSION, inputs=inputs)
+        return self.store.root / "builds" / key
 
     @property
     def log(self) -> Path:
-        return self.store.root / "logs" / f"{self.request.component.name}-{self.version}-{self.key[:12]}.log"
+        """What the build said, of all runs."""
+        name = f"{self.request.component.name}-{self.request.version}-{self.key[:12]}.log"
+        return self.store.root / "logs" / name
 
     @property
     def _epoch(self) -> str:
         return str(int(self.request.loaded.recipe.as_of.timestamp()))
+
+    def run(self) -> Result:
+        """The wheel, from the store or built now. Raises as `build_wheel` does."""
+        if found := find_built(self.store, self.key):
+            return found
+        check_room(self.build, self.subject, self.store.root, self.folder, self.source.size)
+        fetched, toolchain = self.fetch(), self._ensured()
+        with self.store.lock(f"{_KIND}-{self.folder.name}"):
+            if found := find_built(self.store, self.key):
+                return found
+            return self._make(fetched, toolchain)
+
+    def fetch(self) -> Fetched:
+        """Build requirements and the source, hashed again even if they were here: they are about to be run."""
+        request = self.request
+        return fetch(
+            self.packages(), into=self.store.root, wheelhouse=request.wheelhouses,
+            indexes=request.loaded.recipe.indexes, offline=request.lock.offline, verify=True,
+        )  # fmt: skip
+
+    def _ensured(self) -> Toolchain | None:
+        request = self.request
+        if self.choice is None:
+            return None
+        return ensure_toolchain(self.choice, self.store, offline=request.lock.offline, wheelhouses=request.wheelhouses,
+                                listener=self.listener)  # fmt: skip
 
     def packages(self) -> Iterator[LockedPackage]:
         """What has to be fetched."""
@@ -211,39 +259,44 @@ class _Job:
 
     def _filled(self, values: Mapping[str, str], *, jobs: int = 0, folder: str = ".") -> dict[str, str]:
         """With placeholders replaced; by default as the key sees them."""
-        meaning = Values(flags=self.request.flags, arch_list=arch_list(self.request.target.sm), jobs=jobs,
-                         folder=folder)  # fmt: skip
+        request = self.request
+        meaning = Values(flags=request.flags, sms=request.gpus, cuda=request.target.cuda, jobs=jobs, folder=folder)
         return {name: meaning.fill(text) for name, text in values.items()}
 
     def _environ(self, **values: Any) -> dict[str, str]:  # noqa: ANN401
-        """What a child of ours inherits, and what the recipe says."""
-        return {**clean_environ(), **self._filled(self.build.environment, **values)}
+        """What a child of ours inherits, the host compiler that the CUDA compiler needs, and what the recipe says."""
+        host = self.choice.host_compiler.environ() if self.choice else {}
+        return {**clean_environ(), **host, **self._filled(self.build.environment, **values)}
 
-    def make(self, fetched: Fetched) -> Result:
-        """Build, label, keep. The folder of the build goes when its wheel is in the store."""
+    def _make(self, fetched: Fetched, toolchain: Toolchain | None) -> Result:
+        """Build, label, keep. The folder goes when the wheel is in the store, unless others go on with its objects."""
         started, folder = time.monotonic(), self.folder
         with host_errors(folder):
             for name in ("home", "tmp"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
             self.log.parent.mkdir(exist_ok=True)
         self._once("source", lambda path: self._unpack(fetched, path))
-        self._once("env", lambda path: self._install(fetched, path))
-        raw = self._compile()
+        self._once("env", lambda path: self._install(fetched, path), self.key)
+        raw = self._compile(toolchain)
         built = self._keep(raw, time.monotonic() - started)
-        shutil.rmtree(folder, ignore_errors=True)
+        if not self.build.shared:
+            shutil.rmtree(folder, ignore_errors=True)
         return Result(path=artifact_path(self.store.root, built.artifact()), wheel=built, cached=False)
 
-    def _once(self, name: str, make: Callable[[Path], None]) -> None:
-        """Make a folder of the build, unless an earlier run did so to the end."""
+    def _once(self, name: str, make: Callable[[Path], None], key: str = "") -> None:
+        """Make a folder of the build, unless an earlier run did so to the end, with the same key."""
         path, done = self.folder / name, self.folder / f".{name}"
-        if done.exists():
-            self.listener(Event(step="source", subject=self.subject, note=f"goes on with the {name} of an earlier run"))
-            return
         with host_errors(path):
+            if done.exists() and done.read_text() == key:
+                self.listener(
+                    Event(step="source", subject=self.subject, note=f"goes on with the {name} of an earlier run")
+                )
+                return
+            done.unlink(missing_ok=True)
             if path.exists():
                 shutil.rmtree(path)
             make(path)
-            done.touch()
+            done.write_text(key)
 
     def _unpack(self, fetched: Fetched, path: Path) -> None:
         package = self.source.package
@@ -255,8 +308,17 @@ class _Job:
         if wheels:
             run([*_pip(path), "install", "--no-deps", "--no-index", "--no-compile", "--quiet", *wheels],
                 env=clean_environ(PIP_CONFIG_FILE=os.devnull), timeout=_ENVIRONMENT_SECONDS)  # fmt: skip
+        self._follow_python(path)
 
-    def _compile(self) -> Path:
+    def _follow_python(self, path: Path) -> None:
+        """Point `site` at the new environment, and let CMake look for its Python again: objects stay as they are."""
+        link = self.folder / SITE
+        link.unlink(missing_ok=True)
+        link.symlink_to(path / "lib" / f"python{self.request.python.minor}" / "site-packages")
+        if self.build.shared:
+            (self._root() / self.build.shared / "CMakeCache.txt").unlink(missing_ok=True)
+
+    def _compile(self, toolchain: Toolchain | None) -> Path:
         """Run the backend. What it has compiled stays in the folder, whatever happens."""
         out, start = self.folder / "out", self.log.stat().st_size if self.log.is_file() else 0
         shutil.rmtree(out, ignore_errors=True)
@@ -268,7 +330,7 @@ class _Job:
         ]  # fmt: skip
         try:
             with followed(self.log, self.subject, self.listener):
-                run(argv, env=self._build_environ(), cwd=self.folder, timeout=_BUILD_SECONDS)
+                run(argv, env=self._build_environ(toolchain), cwd=self.folder, timeout=_BUILD_SECONDS)
         except BuildError as fault:
             raise failure(self.log, start, self.subject, fault.what) from fault
         self._tell_network()
@@ -289,13 +351,15 @@ class _Job:
         for key, value in self._filled(self.build.config, jobs=self.jobs, folder=str(self.folder)).items():
             yield f"--config-settings={key}={value}"
 
-    def _build_environ(self) -> dict[str, str]:
+    def _build_environ(self, toolchain: Toolchain | None) -> dict[str, str]:
         folder, own = self.folder, self._environ(jobs=self.jobs, folder=str(self.folder))
-        path = os.pathsep.join([str(folder / "env" / "bin"), own.get("PATH", os.defpath)])
+        cuda = toolchain.environ() if toolchain else {}
+        nvcc = [str(toolchain.nvcc.parent)] if toolchain else []
+        path = os.pathsep.join([str(folder / "env" / "bin"), *nvcc, own.get("PATH", os.defpath)])
         return {
             # scikit-build-core would otherwise compile in a folder that does not outlive it.
             "SKBUILD_BUILD_DIR": str(folder / "build"), "MAX_JOBS": str(self.jobs),
-            "CMAKE_BUILD_PARALLEL_LEVEL": str(self.jobs), **self._cache(own), **own,
+            "CMAKE_BUILD_PARALLEL_LEVEL": str(self.jobs), **self._cache(own), **cuda, **own,
             "PATH": path, "HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"),
             "SOURCE_DATE_EPOCH": self._epoch, "PYTHONHASHSEED": "0", "PYTHONNOUSERSITE": "1",
             "PYTHONUNBUFFERED": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1",
@@ -324,18 +388,25 @@ class _Job:
     def _keep(self, raw: Path, seconds: float) -> BuiltWheel:
         ledger = msgspec.json.format(msgspec.json.encode({"schema": 1, "key": self.key, **self.inputs}))
         with self.store.scratch() as scratch:
-            wheel = scratch / labelled(raw.name, self.version)
-            relabel_wheel(raw, wheel, self.version, ledger)
+            wheel = scratch / labelled(raw.name, self.request.version)
+            relabel_wheel(raw, wheel, self.request.version, ledger)
             with host_errors(wheel), wheel.open("rb") as stream:
                 sha256, size = hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell()
             built = BuiltWheel(filename=wheel.name, size=size, sha256=sha256, key=self.key, seconds=round(seconds, 1),
-                               jobs=self.jobs, inputs=self.inputs)  # fmt: skip
+                               jobs=self.jobs, inputs=self.inputs, disk=used(self.folder), **self._taken())  # fmt: skip
             path = artifact_path(self.store.root, built.artifact())
             with host_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 wheel.replace(path)
         self.store.save(_KIND, self.key, built)
         return built
+
+    def _taken(self) -> dict[str, Any]:
+        """What all runs of the build took, as far as they ended by themselves."""
+        with host_errors(self.folder):
+            rows = [msgspec.json.decode(line) for line in (self.folder / ".running").read_bytes().splitlines()]
+        return {"cpu_seconds": round(sum(row["cpu_seconds"] for row in rows), 1),
+                "memory": max(row["memory"] for row in rows)}  # fmt: skip
 
 
 def _pip(environment: Path) -> list[str | Path]:

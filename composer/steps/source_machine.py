@@ -49,7 +49,7 @@ def check_room(build: Build, where: str, folder: Path, unfinished: Path, size: i
     """
     faults = []
     with host_errors(folder):
-        free = shutil.disk_usage(folder).free + _used(unfinished)
+        free = shutil.disk_usage(folder).free + used(unfinished)
     if free < (need := max(build.disk, _GROWTH * size)):
         faults.append(HostError("too little disk to build it", where=where,
                                 why=f"{need / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free in {folder}",
@@ -61,35 +61,21 @@ def check_room(build: Build, where: str, folder: Path, unfinished: Path, size: i
     HostError.collect(faults)
 
 
-def compilers(environ: Mapping[str, str], *, cuda: bool) -> dict[str, str]:
+def compilers(environ: Mapping[str, str]) -> dict[str, str]:
     """What the compilers that a build would call say to `--version`, by the variable that names them.
 
-    Those that are not there are left out: not every source needs one. HostError for one that does not answer, and for a
-    CUDA build without nvcc.
+    Those that are not there are left out: not every source needs one. HostError for one that does not answer.
     """
     found = {}
-    for name, standard in (("CC", "cc"), ("CXX", "c++"), *([("CUDACXX", _nvcc(environ))] if cuda else ())):
+    for name, standard in (("CC", "cc"), ("CXX", "c++")):
         program = shutil.which(environ.get(name, standard), path=environ.get("PATH"))
         if program:
             answer = run([program, "--version"], env=environ, timeout=_SECONDS, error=HostError)
-            found[name] = _without_date(answer.decode(errors="replace"))
-        elif name == "CUDACXX":
-            raise HostError("no CUDA compiler", where=environ.get(name, standard),
-                            fix="Install a toolkit of the recipe's CUDA version and set CUDA_HOME.")  # fmt: skip
+            found[name] = next(iter(answer.decode(errors="replace").strip().splitlines()), "")
     return found
 
 
-def _nvcc(environ: Mapping[str, str]) -> str:
-    return str(Path(environ["CUDA_HOME"], "bin", "nvcc")) if "CUDA_HOME" in environ else "nvcc"
-
-
-def _without_date(answer: str) -> str:
-    """The line that tells the version: nvcc's names the release, others' is the first."""
-    lines = answer.strip().splitlines() or [""]
-    return next((line for line in lines if "release" in line), lines[0])
-
-
-def _used(folder: Path) -> int:
+def used(folder: Path) -> int:
     """Bytes below a folder; what another process removes meanwhile counts as nothing."""
     total = 0
     for path in folder.rglob("*"):

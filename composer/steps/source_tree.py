@@ -18,7 +18,7 @@ from composer.interpreter.archive import unpack
 from composer.model.lock import Artifact, Lock, LockedPackage
 from composer.model.recipe import Component
 from composer.model.source import Build
-from composer.steps.load import LoadedRecipe
+from composer.steps.load import LoadedRecipe, data_root
 from composer.steps.source_lock import sdist_of
 
 # PyTorch's release with all its submodules is the largest source that is built here.
@@ -57,7 +57,11 @@ class Source:
 def find_source(loaded: LoadedRecipe, component: Component, build: Build, lock: Lock) -> Source:
     """The source that a recipe names. FetchError for a local one that is not there, IntegrityError for another one."""
     if build.path is not None:
-        return _local(loaded, component.name, build)
+        return _local(loaded.path.parent / build.path, f"{loaded.path.name}: component {component.name}: build.path",
+                      build.sha256)  # fmt: skip
+    if build.shipped is not None:
+        return _local(data_root() / "sources" / build.shipped,
+                      f"{loaded.path.name}: component {component.name}: build.shipped", None)  # fmt: skip
     if build.git is not None:
         return Source(identity=f"git:{build.commit}", git=build.git)
     package = sdist_of(lock, component.name) if build.sdist else _released(component, build)
@@ -89,7 +93,7 @@ def make_tree(source: Source, archive: Path | None, patches: Sequence[Patch], fo
         checkout(source.git, source.identity.removeprefix("git:"), part)
     elif source.path is not None and source.path.is_dir():
         with host_errors(part):
-            shutil.copytree(source.path, part, symlinks=True)
+            shutil.copytree(source.path, part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     else:
         unpack(archive or source.path or Path(), part, members=_MEMBERS, size=_BYTES)
     root = top_folder(part)
@@ -133,17 +137,15 @@ def _released(component: Component, build: Build) -> LockedPackage:
     return LockedPackage(name=component.name, version=component.version or "", index="url", artifacts=(artifact,))
 
 
-def _local(loaded: LoadedRecipe, name: str, build: Build) -> Source:
-    path = loaded.path.parent / (build.path or "")
-    where = f"{loaded.path.name}: component {name}: build.path"
+def _local(path: Path, where: str, sha256: str | None) -> Source:
     if not path.exists():
         raise FetchError("the local source cannot be had", where=where, why=f"{path}: no such file or folder",
                          fix="Put it there, or correct the path.")  # fmt: skip
     with host_errors(path):
         found, size = _tree_digest(path) if path.is_dir() else _file_digest(path)
-    if build.sha256 and build.sha256 != found:
+    if sha256 and sha256 != found:
         raise IntegrityError("the local source is not the one with this sha256", where=where,
-                             why=f"expected {build.sha256}, got {found}",
+                             why=f"expected {sha256}, got {found}",
                              fix="Put the right one there; if this is it, give its sha256 in the recipe.")  # fmt: skip
     return Source(identity=f"sha256:{found}", size=size, path=path)
 
@@ -156,7 +158,7 @@ def _file_digest(path: Path) -> tuple[str, int]:
 def _tree_digest(folder: Path) -> tuple[str, int]:
     """sha256 over path, mode and content of everything below a folder, and the bytes of its files."""
     digest, total = hashlib.sha256(), 0
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(one for one in folder.rglob("*") if "__pycache__" not in one.parts):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             row = f"link {name}\0{path.readlink()}\0"

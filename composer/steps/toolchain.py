@@ -20,7 +20,7 @@ from composer.errors import BuildError, HostError, RecipeError
 from composer.events import Event, Listener, silent
 from composer.formats.gpu_code import read_gpu_code
 from composer.formats.nvcc import HostLimits
-from composer.model.toolchain import Span, Toolchains, parse_toolchains, release_key
+from composer.model.toolchain import Span, Toolchains, code_name, parse_toolchains, release_key
 from composer.steps.host_compiler import HostCompiler, find_host_compiler
 from composer.steps.load import _parse, _read, data_root
 from composer.steps.survey import mapped
@@ -30,8 +30,6 @@ from composer.store import Store, key_of
 
 _PROOF_VERSION = 1
 _TIMEOUT = 300.0
-#: Architectures whose own instructions need a name with an `a` (PTX ISA: architecture-specific targets).
-_SPECIFIC_FROM = 90
 _NO_WHEELS = "No package index has a compiler for CUDA 12: its wheels lack nvcc and cicc."
 
 _KERNEL = """\
@@ -91,6 +89,11 @@ class Candidate:
     libraries: bool
     wheels: WheelToolkit | None = None
 
+    @property
+    def identity(self) -> str:
+        """What objects compiled with it depend on: its wheels, or the version of what is installed."""
+        return f"wheels {self.wheels.key}" if self.wheels else f"nvcc {self.version}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
@@ -108,8 +111,7 @@ class _Proof(msgspec.Struct, frozen=True, kw_only=True):
 
 def environ_of(root: Path, nvcc: Path, compiler: HostCompiler) -> dict[str, str]:
     """The variables by which build systems find a toolchain."""
-    return {"CUDA_HOME": str(root), "CUDACXX": str(nvcc), "CUDAHOSTCXX": str(compiler.cxx),
-            "CC": str(compiler.cc), "CXX": str(compiler.cxx)}  # fmt: skip
+    return {"CUDA_HOME": str(root), "CUDACXX": str(nvcc), **compiler.environ()}
 
 
 def load_toolchains() -> Toolchains:
@@ -287,7 +289,7 @@ def prove(toolchain: Toolchain, store: Store, *, driver: bool) -> int:
     driver: also link with the toolkit's libcuda. BuildError when it fails or holds other code than was asked for.
     """
     sm = 90 if 90 in toolchain.sms else max(toolchain.sms)
-    name = f"{sm}a" if sm >= _SPECIFIC_FROM else str(sm)
+    name = code_name(sm)
     with store.scratch() as folder, host_errors(folder):
         source, library = folder / "proof.cu", folder / "proof.so"
         source.write_text(_KERNEL + (_DRIVER if driver else ""))

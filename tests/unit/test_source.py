@@ -21,12 +21,12 @@ from composer.interpreter import Candidate
 from composer.interpreter.archive import unpack
 from composer.model.lock import Artifact, Lock, LockedPackage, parse_lock, render_lock
 from composer.model.recipe import parse_recipe
-from composer.model.source import Build, Values, arch_list, jobs_for, local_version
+from composer.model.source import Build, Values, Variant, Without, jobs_for, local_version
 from composer.model.target import Target
 from composer.steps import source as step
 from composer.steps.load import LoadedRecipe
 from composer.steps.relabel import labelled, relabel_wheel
-from composer.steps.source import Request, _Job
+from composer.steps.source import Job, Request
 from composer.steps.source_log import failure, progress_note
 from composer.steps.source_machine import check_room, jobs_here, memory_here
 from composer.steps.source_tree import Patch, Source
@@ -75,6 +75,15 @@ def refused(text: str) -> str:
         ('path = "-x"', "component[0].build.path: "),
         ('sdist = true\nsubdirectory = "../x"', "component[0].build.subdirectory: "),
         ('sdist = true\npatches = ["/etc/x"]', "component[0].build.patches[0]: "),
+        ('sdist = true\nprebuilt = false\nwhen = "auto"', "component[0].build.when: must be 'always'"),
+        (
+            'sdist = true\n[[component.build.without]]\nnames = ["A_b"]\nreason = "r"',
+            "component[0].build.without: 'A_b'",
+        ),
+        (
+            'sdist = true\n[[component.build.variant]]\nreason = "r"\nenvironment = { LD_PRELOAD = "x" }',
+            "component[0].build.variant[0].environment.LD_PRELOAD: is not",
+        ),
         ("sdist = true\ndisk = -1", "component[0].build.disk: "),
         ('sdist = true\nconfig = { "a b" = "1" }', "component[0].build.config.a b: "),
         ('sdist = true\nconfig = { a = "{isa}" }', "component[0].build.config.a: {isa} is not a placeholder"),
@@ -103,7 +112,7 @@ def test_a_source_needs_a_version() -> None:
     "name",
     ["LD_PRELOAD", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "PYTHONSTARTUP", "HOME", "BASH_ENV", "IFS", "TMPDIR",
      "GCC_EXEC_PREFIX", "PIP_INDEX_URL", "http_proxy", "CMAKE_INSTALL_PREFIX", "CMAKE_CXX_COMPILER_LAUNCHER", "cflags",
-     "CFLAGS ", "OTHER_EXT_X", "SOURCE_DATE_EPOCH", ""],
+     "CFLAGS ", "OTHER_EXT_X", "SOURCE_DATE_EPOCH", "CUDA_HOME", "CUDACXX", "CUDAHOSTCXX", ""],
 )  # fmt: skip
 def test_variables_that_could_change_what_runs_are_refused(name: str) -> None:
     told = refused(GOOD + f'sdist = true\nenvironment = {{ "{name}" = "x" }}')
@@ -157,19 +166,51 @@ SM = {"TORCH_CUDA_ARCH_LIST": "{sm.arch_list}"}
 def test_the_version_says_what_the_wheel_is_for(
     version: str, environment: dict[str, str], isa: str, expected: str
 ) -> None:
-    assert str(local_version(version, build(environment=environment), sm=90, isa=isa)) == expected
+    assert str(local_version(version, build(environment=environment), sms=(90,), isa=isa)) == expected
+
+
+def test_the_version_of_a_wheel_for_several_gpus() -> None:
+    several = build(environment={**ISA, **SM}, all=(80, 90))
+    assert str(local_version("2.9.1", several, sms=(90, 80), isa="avx2")) == "2.9.1+all.avx2"
+    assert str(local_version("2.9.1", several, sms=(80, 100), isa="avx2")) == "2.9.1+sm80.sm100.avx2"
 
 
 def test_placeholders_are_filled() -> None:
-    values = Values(flags=("-ma", "-mb"), arch_list=arch_list(120), jobs=3, folder="/f")
-    assert values.fill("{isa.flags}|{sm.arch_list}|-j{jobs}|{folder}") == "-ma -mb|12.0|-j3|/f"
+    values = Values(flags=("-ma", "-mb"), sms=(80, 120), cuda="12.8", jobs=3, folder="/f")
+    assert values.fill("{isa.flags}|{sm.arch_list}|-j{jobs}|{folder}") == "-ma -mb|8.0;12.0|-j3|/f"
+    assert values.fill("{sm.specific}|{sm.nvcc}|{cuda}|{site}") == "8.0;12.0a|80;120a|12.8|/f/site"
+
+
+VARIANTS = (
+    Variant(reason="r", sm=(61,), environment={"USE_CUDNN": "0"}, without=(Without(names=("cudnn",), reason="r"),)),
+    Variant(reason="r", isa=("avx",), environment={"USE_FBGEMM": "0", "BLAS": "Eigen"}),
+)
+
+
+@pytest.mark.parametrize(
+    ("sms", "isa", "changed", "without"),
+    [((90,), "avx2", {}, []), ((61,), "avx2", {"USE_CUDNN": "0"}, ["cudnn"]), ((61, 90), "avx2", {}, []),
+     ((90,), "avx", {"USE_FBGEMM": "0", "BLAS": "Eigen"}, []),
+     ((61,), "avx", {"USE_CUDNN": "0", "USE_FBGEMM": "0", "BLAS": "Eigen"}, ["cudnn"])],
+)  # fmt: skip
+def test_variants_hold_for_their_targets_only(
+    sms: tuple[int, ...], isa: str, changed: dict[str, str], without: list[str]
+) -> None:
+    plain = {"USE_CUDNN": "1", "BLAS": "MKL"}
+    one = build(environment=plain, variant=VARIANTS).for_target(sms, isa)
+    assert one.environment == {**plain, **changed}
+    assert [name for rule in one.without for name in rule.names] == without
+
+
+def test_what_differs_by_variant_is_part_of_the_version() -> None:
+    assert str(local_version("1.0", build(variant=VARIANTS), sms=(90,), isa="avx")) == "1.0+sm90.avx"
 
 
 # --- the key ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> _Job:
+def job(tmp_path: Path) -> Job:
     recipe = parse_recipe(tomllib.loads(HEAD + GOOD + 'sdist = true\nenvironment = { CFLAGS = "{isa.flags}" }'), "r")
     loaded = LoadedRecipe(recipe=recipe, path=tmp_path / "r.toml", patches=tmp_path, digest="")
     component = recipe.component[0]
@@ -181,28 +222,28 @@ def job(tmp_path: Path) -> _Job:
     )  # fmt: skip
     tool = LockedPackage(name="tool", version="1", index="pypi", artifacts=(artifact("tool-1-py3-none-any.whl", "b"),))
     lock = Lock(name="n", recipe=SHA, python="3.12", machine="x86_64", platforms=(), packages=(tool,))
-    return _Job(request=request, build=component.build, lock=lock, source=Source(identity="sha256:x"), patches=(),
-                jobs=1, store=Store(tmp_path / "store"), listener=lambda _: None)  # fmt: skip
+    return Job(request=request, build=component.build, lock=lock, source=Source(identity="sha256:x"), patches=(),
+               choice=None, jobs=1, store=Store(tmp_path / "store"), listener=lambda _: None)  # fmt: skip
 
 
 def artifact(filename: str, digit: str) -> Artifact:
     return Artifact(filename=filename, size=1, sha256=digit * 64)
 
 
-def with_build(job: _Job, **more: Any) -> _Job:
+def with_build(job: Job, **more: Any) -> Job:
     return replace(job, build=msgspec.structs.replace(job.build, **more))
 
 
-def with_request(job: _Job, **more: Any) -> _Job:
+def with_request(job: Job, **more: Any) -> Job:
     return replace(job, request=replace(job.request, **more))
 
 
-def with_tool(job: _Job) -> _Job:
+def with_tool(job: Job) -> Job:
     other = replace(job.lock.packages[0], artifacts=(artifact("tool-1-py3-none-any.whl", "c"),))
     return replace(job, lock=replace(job.lock, packages=(other,)))
 
 
-CHANGES: dict[str, Callable[[_Job], _Job]] = {
+CHANGES: dict[str, Callable[[Job], Job]] = {
     "source": lambda job: replace(job, source=Source(identity="sha256:y")),
     "patch": lambda job: replace(job, patches=(Patch(name="p", data=b"x"),)),
     "flags": lambda job: with_request(job, flags=("-mavx512f",)),
@@ -216,11 +257,11 @@ CHANGES: dict[str, Callable[[_Job], _Job]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_every_input_changes_the_key(what: str, job: _Job) -> None:
+def test_every_input_changes_the_key(what: str, job: Job) -> None:
     assert CHANGES[what](job).key != job.key
 
 
-def test_what_does_not_change_the_wheel_does_not_change_the_key(job: _Job) -> None:
+def test_what_does_not_change_the_wheel_does_not_change_the_key(job: Job) -> None:
     other = Target(sm=100, isa="avx2", cuda="12.8", python="3.12")
     assert replace(job, jobs=7).key == with_build(job, disk=9, memory=9).key == job.key
     assert with_request(job, target=other).key == job.key
@@ -229,23 +270,23 @@ def test_what_does_not_change_the_wheel_does_not_change_the_key(job: _Job) -> No
     ).key  # fmt: skip
 
 
-def test_a_component_without_a_build_is_refused(job: _Job) -> None:
+def test_a_component_without_a_build_is_refused(job: Job) -> None:
     component = msgspec.structs.replace(job.request.component, build=None)
     with pytest.raises(RecipeError, match=r"some-ext: has no \[component.build\]"):
         step.build_wheel(replace(job.request, component=component), job.store)
 
 
-def test_nothing_of_the_caller_reaches_a_build(job: _Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_the_caller_reaches_a_build(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LD_PRELOAD", "CXXFLAGS", "PYTHONPATH", "PIP_INDEX_URL", "CMAKE_PREFIX_PATH", "SECRET"):
         monkeypatch.setenv(name, "callers")
-    environ = replace(job, jobs=3)._build_environ()
+    environ = replace(job, jobs=3)._build_environ(None)
     assert "callers" not in environ.values()
     assert (environ["CFLAGS"], environ["MAX_JOBS"]) == ("-mavx2", "3")
     assert environ["PATH"].startswith(str(job.folder / "env/bin"))
     assert {environ[name] for name in ("HOME", "TMPDIR")} == {str(job.folder / name) for name in ("home", "tmp")}
 
 
-def test_ccache_is_used_when_it_is_installed(job: _Job, tmp_path: Path) -> None:
+def test_ccache_is_used_when_it_is_installed(job: Job, tmp_path: Path) -> None:
     assert job._cache({"PATH": str(tmp_path)}) == {}
     program = tmp_path / "ccache"
     program.write_text("#!/bin/sh\n")
@@ -258,7 +299,7 @@ def test_ccache_is_used_when_it_is_installed(job: _Job, tmp_path: Path) -> None:
 # --- the lock, archives, wheels, logs ---------------------------------------------------------------------------------
 
 
-def test_only_the_lock_of_a_build_may_hold_an_sdist(job: _Job) -> None:
+def test_only_the_lock_of_a_build_may_hold_an_sdist(job: Job) -> None:
     package = LockedPackage(name="s", version="1", index="pypi", artifacts=(artifact("s-1.tar.gz", "d"),))
     lock = replace(job.lock, packages=(*job.lock.packages, package), platforms=("linux_x86_64",))
     text = render_lock(lock)
