@@ -15,6 +15,7 @@ import msgspec
 
 import composer
 from composer.cli import render
+from composer.cli.duration import Duration
 from composer.cli.gpu import gpu_code
 from composer.cli.isa import isa
 from composer.cli.progress import drawn
@@ -22,7 +23,7 @@ from composer.cli.slim import slim
 from composer.cli.toolchain import toolchain
 from composer.cli.wheel import wheel
 from composer.errors import RecipeError, VerifyError
-from composer.steps.build import Settings, at_hand, fetch_all, prepare, sources, summarise
+from composer.steps.build import Settings, at_hand, build_sources, fetch_all, prepare, sources, summarise
 from composer.steps.build import build as run_build
 from composer.steps.bundle import open_bundle
 from composer.steps.fetch import export_wheelhouse
@@ -45,8 +46,12 @@ _TARGET_OPTIONS = (
                  help="Minor version, path of a CPython to bundle, or none: the host's. Default: the recipe's order."),
     click.option("--overlay", "overlays", multiple=True, metavar="NAME|PATH",
                  help="Change the recipe: `lean` leaves out what serving text models never calls."),
-    click.option("--torch", type=click.Choice(["auto", "wheel", "source"]), default="auto", show_default=True,
-                 help="How PyTorch is had."),
+    click.option("--torch", metavar="auto|wheel|source|PATH", default="auto", show_default=True,
+                 help="How PyTorch is had: auto builds it if that is possible here within the budget."),
+    click.option("--torch-budget", "budget", type=Duration(), default="1h", show_default=True,
+                 help="How long a build may take that was not asked for by name: 90m, 2h, 0 for none."),
+    click.option("--no-binary", multiple=True, metavar="NAME",
+                 help="Build this component from source, instead of taking its wheel."),
 )  # fmt: skip
 _WORK_OPTIONS = (
     click.option("--offline", is_flag=True, help="Ask no index; use the store and --wheelhouse."),
@@ -99,7 +104,8 @@ def _lock_options(kwargs: dict[str, Any]) -> LockOptions:
 def _outline(store: Store, kwargs: dict[str, Any]) -> Outline:
     request = Request(
         recipe=kwargs["recipe"], sm=kwargs["sm"], isa=kwargs["isa"], python=kwargs["python"], torch=kwargs["torch"],
-        lock=_lock_options(kwargs), wheelhouses=kwargs["wheelhouses"], private=kwargs.get("slim") == "all",
+        no_binary=kwargs["no_binary"], budget=kwargs["budget"], lock=_lock_options(kwargs),
+        wheelhouses=kwargs["wheelhouses"], private=kwargs.get("slim") == "all",
         overlays=kwargs["overlays"],
     )  # fmt: skip
     return outline(request, store)
@@ -172,9 +178,10 @@ def fetch(*, output: Path | None, **kwargs: Any) -> None:  # noqa: ANN401
     store = Store()
     decided = _outline(store, kwargs)
     with drawn() as listener:
-        fetched = fetch_all(decided, store, _settings(kwargs), listener)
+        more = build_sources(decided)
+        fetched = fetch_all(decided, store, _settings(kwargs), listener, more)
     if output:
-        artifacts = [artifact for package in sources(decided) for artifact in package.artifacts]
+        artifacts = [artifact for package in (*sources(decided), *more) for artifact in package.artifacts]
         render.exported(export_wheelhouse(artifacts, fetched, output), output)
     render.fetched(fetched)
 

@@ -16,8 +16,8 @@ from composer.model.finding import Finding
 from composer.model.layer import Changes
 from composer.model.lock import Lock
 from composer.model.manifest import Manifest
-from composer.model.plan import PlannedWheel, Summary
-from composer.steps.build import Built
+from composer.model.plan import BuiltFacts, PlannedWheel, Summary
+from composer.steps.build import Built, built_facts
 from composer.steps.fetch import Fetched, artifact_path
 from composer.steps.outline import Outline
 from composer.store import Store
@@ -59,7 +59,7 @@ def _notes(warnings: Sequence[str], left_out: Sequence[str], stubs: Sequence[str
 
 def outline(decided: Outline, output: Path, store: Store, *, as_json: bool) -> None:
     """A plan made before the wheels are here: what would be downloaded."""
-    local = {digest for digest, file in decided.loaded.local_files().items() if file.path.is_file()}
+    local = {digest for digest, file in decided.local_files().items() if file.path.is_file()}
     rows = [
         PlannedWheel(name=one.name, version=one.version, size=artifact.size or 0,
                      fetched=artifact.sha256 in local or artifact_path(store.root, artifact).is_file())
@@ -70,7 +70,8 @@ def outline(decided: Outline, output: Path, store: Store, *, as_json: bool) -> N
     if as_json:
         click.echo(msgspec.json.encode({
             "name": decided.name, "lock": decided.lock.filename, "interpreter": decided.interpreter.label,
-            "torch": decided.torch, "wheels": rows, "stubs": stubs, "left_out": decided.left_out,
+            "torch": decided.torch, "built": built_facts(decided), "wheels": rows, "stubs": stubs,
+            "left_out": decided.left_out,
             "warnings": decided.warnings, "output": str(output),
         }))  # fmt: skip
         return
@@ -81,8 +82,14 @@ def outline(decided: Outline, output: Path, store: Store, *, as_json: bool) -> N
     _console().print(table)
     total = sum(row.size for row in missing)
     click.echo(f"{len(missing)} of {len(rows)} wheels to download, {size(total)}; edits are planned once they are here")
+    _from_source(built_facts(decided))
     _notes(decided.warnings, [f"{one.name} {one.version}: {one.reason}" for one in decided.left_out], stubs)
     click.echo(f"output:   {output}")
+
+
+def _from_source(built: Sequence[BuiltFacts]) -> None:
+    for one in built:
+        click.echo(f"source:   {one.name} {one.version} from {one.source[:19]}..., build {one.key[:12]}")
 
 
 def _head(name: str, interpreter: str, torch: str, lock: str) -> None:
@@ -105,6 +112,7 @@ def plan(summary: Summary, *, as_json: bool) -> None:
     click.echo(
         f"{len(todo)} of {len(summary.layers)} layers to compose ({size(sum(one.size for one in todo))} of wheels)"
     )
+    _from_source(summary.built)
     _notes(summary.warnings, [f"{one.name} {one.version}: {one.reason}" for one in summary.left_out], summary.stubs)
     click.echo("output is up to date" if summary.up_to_date else f"output:   {summary.output}")
 
@@ -178,6 +186,8 @@ def manifest(shown: Manifest, path: Path) -> None:
         f"  interpreter: {shown.interpreter}\n  torch:       {shown.torch}\n"
         f"  size:        {size(compressed)} ({size(unpacked)} unpacked), {path}\n  fingerprint: {shown.fingerprint}"
     )
+    for one in shown.built:
+        click.echo(f"  from source: {one.name} {one.version} ({one.source}, build {one.key[:12]})")
     for name, floor in shown.floors.items():
         click.echo(f"  needs:       {name} {floor.version} or newer, because of {floor.because}")
     table = _table("layer", "version", "#MB", "#unpacked MB", "#files")

@@ -6,7 +6,7 @@ Nothing is made up: a quantity that no record holds stays unknown, and every fig
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -15,7 +15,9 @@ from packaging.version import Version
 from composer.errors import RecipeError
 from composer.model._strict import Record as StrictRecord
 from composer.model._strict import convert
+from composer.model.recipe import Component
 from composer.model.source import Build, jobs_for
+from composer.model.target import Target
 
 #: How a figure is known, the best first. here: on this machine, by this store. measured: whole, on another one.
 #: scaled: from measured parts of it. reported: by others.
@@ -29,7 +31,8 @@ class Record(StrictRecord, frozen=True, kw_only=True):
 
     basis, by, date, how: how it is known; by: the class of machine, or who says so; how: the command or the method.
     For which work it holds: versions (PEP 440), cuda (compiled with nvcc or not), machine, sm and settings (the
-    variables of the build, or options of the step, by their values); empty is any. gpus: only for so many architectures.
+    variables and settings of the build, or options of the step, by their values); empty is any. gpus: so many
+    architectures.
     cpu_seconds: of everything that there is once; plus per architecture, plus per GB (10^9 bytes) of what is read.
     serial: the share of the CPU time that only one core can do. job_memory: bytes of one compiler; memory: of all.
     disk: bytes while it runs; keeps: the share of them that stays. at_least: what is not in these figures.
@@ -38,8 +41,8 @@ class Record(StrictRecord, frozen=True, kw_only=True):
     name: str
     basis: Basis
     by: str
-    date: str
     how: str
+    date: str = ""
     versions: str = ""
     cuda: bool | None = None
     machine: str = ""
@@ -64,7 +67,7 @@ class Record(StrictRecord, frozen=True, kw_only=True):
 
     def room(self, work: Work) -> int | None:
         """Bytes of disk that the work needs by this record."""
-        found = _sum(((self.disk, 1), (self.disk_per_gb, work.size)))
+        found = _sum(((self.disk, 1), (self.disk_per_gb, work.gb)))
         return None if found is None else round(found)
 
     def ram(self, jobs: int) -> int | None:
@@ -81,8 +84,13 @@ class Record(StrictRecord, frozen=True, kw_only=True):
             and self.machine in ("", work.machine)
             and (not self.sm or set(work.sms) <= set(self.sm))
             and self.gpus in (None, len(work.sms))
-            and self.settings.items() <= work.settings.items()
+            and all(_agree(text, work.settings.get(name, "")) for name, text in self.settings.items())
         )
+
+
+def _agree(recorded: str, wanted: str) -> bool:
+    """Whether a setting is as it was. What has a placeholder is another value for each target, not another build."""
+    return recorded == wanted or "{" in wanted
 
 
 class Records(StrictRecord, frozen=True, kw_only=True):
@@ -106,7 +114,7 @@ class Work:
     machine: str = ""
     sms: tuple[int, ...] = ()
     cuda: bool = False
-    settings: Mapping[str, str] = {}
+    settings: Mapping[str, str] = field(default_factory=dict)
     size: int = 0
     build: Build | None = None
     jobs: int | None = None
@@ -195,9 +203,29 @@ class Estimate:
         return any(step.at_least or step.cpu_seconds is None for step in self.steps)
 
     @property
+    def lacks(self) -> tuple[str, ...]:
+        """What the machine has too little of."""
+        found = [("memory", self.memory, self.machine.memory), ("disk", self.disk, self.machine.disk)]
+        return tuple(f"too little {what}: {has / 1e9:.1f} of {needed / 1e9:.1f} GB"
+                     for what, needed, has in found if has is not None and has < needed)  # fmt: skip
+
+    @property
     def longest(self) -> Step | None:
         """The step that takes most of the time, if it is known."""
         return max((one for one in self.steps if one.seconds), key=lambda one: one.seconds or 0, default=None)
+
+
+def build_work(component: Component, target: Target, sms: Sequence[int], *, jobs: int | None = None,
+               done: float = 0.0) -> Work:  # fmt: skip
+    """The build of a component from source for some architectures. jobs: at most; done: share that is there already."""
+    assert component.build is not None
+    build = component.build.for_target(sms, target.isa)
+    return Work(
+        name=component.name, what=f"build {component.name} {component.version or ''}".rstrip(),
+        version=component.version or "0", machine=target.machine, sms=tuple(sms) if component.build.uses("sm") else (),
+        cuda=build.cuda, settings={**build.environment, **build.config}, build=build, jobs=jobs, done=done,
+        disk=build.disk, memory=build.memory,
+    )  # fmt: skip
 
 
 def parse_records(data: Mapping[str, Any], where: str) -> tuple[Record, ...]:

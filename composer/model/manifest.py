@@ -9,7 +9,7 @@ import msgspec
 
 from composer.errors import VerifyError
 from composer.model.layer import Entry, Layer
-from composer.model.plan import LeftOut
+from composer.model.plan import BuiltFacts, LeftOut
 
 SCHEMA = 1
 #: Where it is below the prefix. It lists every other file, but not itself and its fingerprint.
@@ -38,6 +38,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything known about a bundle.
 
     fingerprint: sha256 over the layers' digests; equal fingerprints mean equal content. torch: how PyTorch was had.
+    built: what was built from source, whose inputs are in its `.dist-info`.
     slim: which objects were made smaller (`free`, `all`, `none`); after `all` the bundle must not be passed on.
     """
 
@@ -51,6 +52,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     interpreter: str
     torch: str
+    built: Sequence[BuiltFacts] = ()
     slim: str = "none"
     serve: str | None
     floors: Mapping[str, Floor]

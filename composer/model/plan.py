@@ -116,6 +116,15 @@ class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class BuiltFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A distribution that is built from source. key: of all inputs; source: what its bytes are known by."""
+
+    name: str
+    version: str
+    key: str
+    source: str
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """What `compose plan` shows."""
 
@@ -125,6 +134,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     target: Mapping[str, str]
     interpreter: str
     torch: str
+    built: Sequence[BuiltFacts]
     layers: Sequence[PlannedLayer]
     stubs: Sequence[str]
     left_out: Sequence[LeftOut]

@@ -17,7 +17,7 @@ from composer.events import Event, Listener
 from composer.model.layer import Layer
 from composer.model.lock import LockedPackage
 from composer.model.manifest import Check, Manifest, fingerprint_of
-from composer.model.plan import LeftOut, PlannedLayer, Summary, WheelPlan
+from composer.model.plan import BuiltFacts, LeftOut, PlannedLayer, Summary, WheelPlan
 from composer.steps.base import InterpreterFacts, compiler, interpreter_layer, own_layer
 from composer.steps.edit import Tools, write_wheel
 from composer.steps.fetch import Fetched, FetchEvent, artifact_path, fetch
@@ -26,6 +26,7 @@ from composer.steps.outline import Outline
 from composer.steps.own import debian_mirrors, own_files, releases
 from composer.steps.pack import Ready, is_packed, pack, read_checksum
 from composer.steps.plan import Options, Plan, draft_wheels, kept_files, plan_wheels, summary_edits, wheel_key
+from composer.steps.sourcing import build_all, facts, is_built
 from composer.steps.stubs import stub_files
 from composer.steps.survey import Survey, Wanted, WheelFile, read_objects, survey_wheels
 from composer.store import Store
@@ -79,19 +80,30 @@ def sources(outline: Outline) -> list[LockedPackage]:
     return [*outline.packages, *tools, *releases(outline.recipe), *([archive] if archive else [])]
 
 
-def fetch_all(outline: Outline, store: Store, settings: Settings, listener: Listener) -> Fetched:
-    """All sources, in the store. What is optional may be missing."""
+def build_sources(outline: Outline) -> list[LockedPackage]:
+    """What the builds from source read beside that, as far as it can be fetched as a file."""
+    jobs = outline.sourcing.builds.values()
+    toolkits = [job.choice.candidate.wheels for job in jobs if job.choice]
+    return [
+        *(package for job in jobs for package in job.packages()),
+        *(one for toolkit in toolkits if toolkit for one in toolkit.lock.packages if one.name in toolkit.packages),
+    ]
+
+
+def fetch_all(outline: Outline, store: Store, settings: Settings, listener: Listener,
+              more: Sequence[LockedPackage] = ()) -> Fetched:  # fmt: skip
+    """All sources, and more, in the store. What is optional may be missing."""
     return fetch(
-        sources(outline), into=store.root, wheelhouse=settings.wheelhouses, indexes=outline.recipe.indexes,
-        alternatives=debian_mirrors(outline.recipe, store), local=outline.loaded.local_files(),
+        [*sources(outline), *more], into=store.root, wheelhouse=settings.wheelhouses, indexes=outline.recipe.indexes,
+        alternatives=debian_mirrors(outline.recipe, store), local=outline.local_files(),
         offline=settings.offline, progress=functools.partial(_tell_fetch, listener),
     )  # fmt: skip
 
 
 def at_hand(outline: Outline, store: Store, settings: Settings) -> bool:
-    """Whether a build would have to download nothing that it cannot do without."""
-    local = {digest: file.path for digest, file in outline.loaded.local_files().items()}
-    return all(
+    """Whether everything that a build cannot do without is here: nothing to download, nothing to compile."""
+    local = {digest: file.path for digest, file in outline.local_files().items()}
+    return is_built(outline.sourcing, store) and all(
         any(place.is_file() for place in (artifact_path(store.root, artifact), local.get(artifact.sha256, Path()),
                                           *(folder / artifact.filename for folder in settings.wheelhouses)))
         for package in sources(outline) if not package.optional for artifact in package.artifacts
@@ -109,8 +121,9 @@ def prepare(outline: Outline, store: Store, settings: Settings, options: Options
     """Fetch, survey and plan. Writes to the store only; the two layers that no wheel brings are made on the way."""
     fetched = fetch_all(outline, store, settings, listener)
     missing = {one.package: one.reason for one in fetched.missing}
+    outline, fetched = _with_built(outline, fetched, listener)
     packages = tuple(one for one in outline.packages if one.name not in missing)
-    outline = _without(outline, packages)
+    outline = replace(outline, packages=packages)
     interpreter = interpreter_layer(store, outline.interpreter, options)
     wheels = {one.name: _wheel_file(fetched, one) for one in packages}
     surveys = survey_wheels(store, wheels, outline.target.python, jobs=settings.jobs, listener=listener)
@@ -155,8 +168,12 @@ def first_line(text: str) -> str:
     return text.partition("\n")[0]
 
 
-def _without(outline: Outline, packages: tuple[LockedPackage, ...]) -> Outline:
-    return replace(outline, packages=packages)
+def _with_built(outline: Outline, fetched: Fetched, listener: Listener) -> tuple[Outline, Fetched]:
+    """What is built from source as packages at hand, like all others."""
+    built = list(build_all(outline.sourcing, listener))
+    packages = sorted([*outline.packages, *(package for package, _ in built)], key=lambda one: one.name)
+    paths = {**fetched.paths, **{result.wheel.sha256: result.path for _, result in built}}
+    return replace(outline, packages=tuple(packages)), replace(fetched, paths=paths)
 
 
 def _private_warnings(options: Options) -> list[str]:
@@ -182,6 +199,7 @@ def summarise(prepared: Prepared, output: Path) -> Summary:
     return Summary(
         name=outline.name, recipe=f"{outline.recipe.name} {outline.recipe.version}", lock=outline.lock.filename,
         target=target_facts(outline), interpreter=outline.interpreter.label, torch=_torch(prepared), layers=layers,
+        built=built_facts(outline),
         stubs=[one.summary for one in outline.recipe.stub], left_out=prepared.left_out, warnings=prepared.warnings,
         fingerprint=fingerprint, output=str(output),
         up_to_date=bool(fingerprint) and is_packed(output, fingerprint),
@@ -192,6 +210,11 @@ def _fingerprint(prepared: Prepared) -> str:
     """The fingerprint, when every layer is at hand; empty otherwise."""
     layers = [layer for layer in prepared.known.values() if layer]
     return fingerprint_of(layers) if len(layers) == len(prepared.known) else ""
+
+
+def built_facts(outline: Outline) -> list[BuiltFacts]:
+    """What comes from source."""
+    return [facts(job) for job in outline.sourcing.builds.values()]
 
 
 def _torch(prepared: Prepared) -> str:
@@ -314,6 +337,7 @@ def _manifest(prepared: Prepared, layers: list[Layer]) -> Manifest:
         name=outline.name, fingerprint=fingerprint_of(layers), composer=composer.__version__,
         recipe=_recipe_facts(outline), lock=outline.lock.recipe, target=target_facts(outline),
         python=prepared.interpreter.version, interpreter=outline.interpreter.label, torch=_torch(prepared),
-        slim=prepared.options.slim, serve=recipe.serve, floors=prepared.plan.floors, checks=checks,
+        built=built_facts(outline), slim=prepared.options.slim,
+        serve=recipe.serve, floors=prepared.plan.floors, checks=checks,
         left_out=prepared.left_out, warnings=prepared.warnings, layers=layers,
     )  # fmt: skip

@@ -39,8 +39,9 @@ def lock_request(recipe: Recipe, python: str, machine: str,
     local: where the recipe's local files are (LoadedRecipe.local_files).
     """
     target = Target(sm=recipe.sm[0], isa="", cuda=recipe.cuda, python=python, machine=machine)
-    # An optional url is locked unseen.
-    roots = [one for one in recipe.component if one.version and not (one.url and one.optional)]
+    # An optional url is locked unseen; what no index has as a wheel is no part of the resolution.
+    unseen = [one for one in recipe.component if (one.url and one.optional) or (one.build and not one.build.prebuilt)]
+    roots = [one for one in recipe.component if one.version and one not in unseen]
     moved = [one for one in recipe.requires if one.to]
     request = ResolveRequest(
         name=f"{recipe.name}-py{python.replace('.', '')}-{machine}",

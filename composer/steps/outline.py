@@ -6,31 +6,24 @@ Target, interpreter, lock, the distributions that this target needs, and what Py
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from composer.errors import BuildError, HostError, RecipeError
+from composer.errors import HostError, RecipeError
 from composer.interpreter import ArchiveProvider, Candidate, HostProvider, PathProvider, find_pythons
 from composer.interpreter.find import inspect_python
 from composer.model.lock import Artifact, Lock, LockedPackage
 from composer.model.manifest import HOST
 from composer.model.overlay import HOST_PYTHON, PRIVATE
 from composer.model.plan import LeftOut
-from composer.model.recipe import Archive, Recipe
+from composer.model.recipe import Archive, Recipe, RequiresEdit
 from composer.model.target import Target, parse_isa, parse_sm
 from composer.steps.fetch import artifact_path, is_reachable
-from composer.steps.load import LoadedRecipe, load_recipe, load_targets
+from composer.steps.load import LoadedRecipe, LocalFile, load_recipe, load_targets
 from composer.steps.locks import LockOptions, ensure_lock
+from composer.steps.sourcing import DEFAULT_BUDGET, Sourcing, Wishes, about_torch, decide
 from composer.store import Store
-
-Torch = Literal["auto", "wheel", "source"]
-
-_ABOUT_TORCH = {
-    "wheel": "official wheel; CPU instruction set chosen at run time",
-    "auto": "official wheel (no source build of PyTorch is offered yet); CPU instruction set chosen at run time",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,18 +31,28 @@ class Request:
     """What the user asked for, as spelled on the command line.
 
     python: a minor version, the path of an interpreter, `host` or `host:MINOR`, or None for the recipe's preference.
-    private: the bundle will hold what must not be passed on, so its name says so. overlays: names or paths.
+    torch, no_binary, budget, jobs: as of `Wishes`. private: the bundle will hold what must not be passed on, so its
+    name says so. overlays: names or paths.
     """
 
     recipe: str
     sm: str
     isa: str
     python: str | None = None
-    torch: Torch = "auto"
+    torch: str = "auto"
+    no_binary: Sequence[str] = ()
+    budget: float = DEFAULT_BUDGET
+    jobs: int | None = None
     lock: LockOptions = field(default_factory=LockOptions)
     wheelhouses: Sequence[Path] = ()
     private: bool = False
     overlays: Sequence[str] = ()
+
+    @property
+    def wishes(self) -> Wishes:
+        """What is wanted from source."""
+        return Wishes(torch=self.torch, no_binary=self.no_binary, budget=self.budget, jobs=self.jobs, lock=self.lock,
+                      wheelhouses=self.wheelhouses)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,10 @@ class Interpreter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
-    """Everything decided before a wheel is opened."""
+    """Everything decided before a wheel is opened.
+
+    packages: what the bundle holds, but for what sourcing builds, which is a package only once it is built.
+    """
 
     loaded: LoadedRecipe
     target: Target
@@ -79,12 +85,23 @@ class Outline:
     left_out: tuple[LeftOut, ...]
     warnings: tuple[str, ...]
     torch: str
+    sourcing: Sourcing = field(default_factory=Sourcing)
     private: bool = False
 
     @property
     def recipe(self) -> Recipe:
         """The recipe."""
         return self.loaded.recipe
+
+    def requires_edits(self) -> tuple[RequiresEdit, ...]:
+        """Edits of requirements for this target."""
+        return (*self.recipe.requires_edits(self.target.sm), *self.sourcing.requires_edits())
+
+    def local_files(self) -> Mapping[str, LocalFile]:
+        """The files of this machine that are wheels of the stack, by their sha256."""
+        given = self.sourcing.given
+        more = {given[0].artifacts[0].sha256: given[1]} if given else {}
+        return {**self.loaded.local_files(), **more}
 
     @property
     def name(self) -> str:
@@ -102,32 +119,29 @@ def outline(request: Request, store: Store) -> Outline:
     # The SM and ISA are checked before an interpreter is looked for: a refused target must not cost a search.
     draft = Target(sm=sm, isa=isa, cuda=loaded.recipe.cuda, python=loaded.recipe.pythons[0], machine=machine)
     loaded.recipe.check_target(draft)
-    if request.torch == "source":
-        raise BuildError("PyTorch cannot be built from source by this version", where="--torch",
-                         fix="Use --torch wheel, or --torch auto.")  # fmt: skip
     interpreter, notes = choose_interpreter(request, loaded.recipe, machine, store)
     target = Target(sm=sm, isa=isa, cuda=loaded.recipe.cuda, python=interpreter.minor, machine=machine)
     loaded.recipe.check_target(target)
     lock = ensure_lock(loaded, target.python, machine, request.lock)
-    packages, left_out = _select(loaded.recipe, lock, sm)
+    sourcing = decide(loaded, target, targets.isa[isa].flags, lock, request.wishes, store)
+    packages, left_out = _select(loaded.recipe, lock, sm, sourcing)
     return Outline(
         loaded=loaded, target=target, interpreter=interpreter, lock=lock, packages=packages, left_out=left_out,
-        warnings=notes, torch=_about_torch(lock, request.torch), private=request.private,
+        warnings=notes, torch=about_torch(sourcing, lock), sourcing=sourcing, private=request.private,
     )  # fmt: skip
 
 
-def _select(recipe: Recipe, lock: Lock, sm: int) -> tuple[tuple[LockedPackage, ...], tuple[LeftOut, ...]]:
-    composed = tuple(one for one in lock.packages if recipe.composed(one.name, sm))
-    left_out = tuple(
+def _select(recipe: Recipe, lock: Lock, sm: int,
+            sourcing: Sourcing) -> tuple[tuple[LockedPackage, ...], tuple[LeftOut, ...]]:  # fmt: skip
+    composed = [one for one in lock.packages if recipe.composed(one.name, sm)]
+    limited = [
         LeftOut(name=one.name, version=one.version, reason=recipe.component_of(one.name).reason or "")
         for one in lock.packages if one not in composed and not recipe.component_of(one.name).tool
-    )  # fmt: skip
-    return composed, left_out
-
-
-def _about_torch(lock: Lock, mode: Torch) -> str:
-    version = lock.pins.get("torch")
-    return f"PyTorch {version}: {_ABOUT_TORCH[mode]}" if version else "the stack holds no PyTorch"
+    ]  # fmt: skip
+    unneeded = sourcing.left_out(lock)
+    gone = {one.name for one in unneeded} | sourcing.own
+    given = [sourcing.given[0]] if sourcing.given else []
+    return (*(one for one in composed if one.name not in gone), *given), (*limited, *unneeded)
 
 
 def choose_interpreter(request: Request, recipe: Recipe, machine: str,

@@ -25,10 +25,11 @@ from composer.model.globs import matches
 from composer.model.lock import LockedPackage
 from composer.model.manifest import Floor
 from composer.model.plan import PatchFile, RpathEdit, SlimEdit, WheelPlan
-from composer.model.recipe import Component, Prune, Recipe, RequiresEdit, Slim
+from composer.model.recipe import Component, Prune, RequiresEdit, Slim
 from composer.proofs.closure import LOADED_AT_START, check_bundle, floors, program_of
 from composer.steps.edit import is_bytecode
 from composer.steps.outline import Outline
+from composer.steps.resolve import marker_environment
 from composer.steps.rpath import edited_tree, plan_rpaths
 from composer.steps.survey import Survey, SurveyedFile
 from composer.store import key_of
@@ -127,6 +128,7 @@ def plan_wheels(outline: Outline, drafts: Sequence[WheelPlan], surveys: Mapping[
 
     objects: every shared object of the kept files, by path.
     """
+    _refuse_unmet(outline, surveys)
     kept = {draft.name: _owned(kept_files(draft, surveys[draft.name]), surveys[draft.name]) for draft in drafts}
     RecipeError.collect([fault for draft in drafts for fault in _link_faults(draft, kept[draft.name])])
     _refuse_collisions(drafts, kept, base)
@@ -156,27 +158,52 @@ def _draft(outline: Outline, package: LockedPackage, survey: Survey, options: Op
     untouched = recipe.untouched_reason(package.name)
     return WheelPlan(
         name=package.name, version=package.version, filename=artifact.filename, artifact=artifact.sha256,
-        python=outline.target.python, requires=_requires(recipe, package.name, survey, sm),
+        python=outline.target.python, requires=_requires(outline, package.name, survey),
         patches=[_patch(outline.loaded.patches, name) for name in component.patches],
-        prune=_prunes(component, survey, sm), links=[link for link in component.links if link.applies(sm)],
+        prune=_prunes(component, survey, sm, built=package.name in outline.sourcing.builds),
+        links=[link for link in component.links if link.applies(sm)],
         slim=_slim(outline, component, survey, options),
         pth=component.pth, untouched=untouched, bytecode=bytecode, level=options.level, mtime=options.mtime,
     )  # fmt: skip
 
 
-def _requires(recipe: Recipe, name: str, survey: Survey, sm: int) -> list[RequiresEdit]:
+def _requires(outline: Outline, name: str, survey: Survey) -> list[RequiresEdit]:
     """The edits that match a Requires-Dist of this distribution: only those belong to its key."""
     wanted = {canonicalize_name(Requirement(line).name) for line in survey.requires}
-    edits = [edit for edit in recipe.requires_edits(sm) if edit.name in wanted and edit.of in (None, name)]
+    edits = [edit for edit in outline.requires_edits() if edit.name in wanted and edit.of in (None, name)]
     chosen = {edit.name: edit for edit in edits}
     return [chosen[key] for key in sorted(chosen)]
 
 
-def _prunes(component: Component, survey: Survey, sm: int) -> list[Prune]:
-    """The rules for this SM; RecipeError for a pattern that matches nothing, which is a typing error or outdated."""
+def _refuse_unmet(outline: Outline, surveys: Mapping[str, Survey]) -> None:
+    """The lock knew what the index's wheels require; what was built, or given, may require something else."""
+    own = sorted(outline.sourcing.own & surveys.keys())
+    RecipeError.collect([fault for name in own for fault in _unmet(outline, name, surveys[name])])
+
+
+def _unmet(outline: Outline, name: str, survey: Survey) -> Iterator[RecipeError]:
+    versions = {one.name: one.version for one in outline.packages}
+    marked = {**marker_environment(outline.target.python, outline.target.machine), "extra": ""}
+    dropped = {edit.name for edit in outline.requires_edits() if edit.of in (None, name)}
+    for wanted in map(Requirement, survey.requires):
+        key = canonicalize_name(wanted.name)
+        if key in dropped or (wanted.marker and not wanted.marker.evaluate(marked)):
+            continue
+        if key not in versions or not wanted.specifier.contains(versions[key], prereleases=True):
+            yield RecipeError(f"requires {wanted}", where=f"{name} {versions[name]}",
+                              why=f"the stack has {versions.get(key, 'no such distribution')}",
+                              fix=f"Give a component {key} with a version, or a [[requires]] rule.")  # fmt: skip
+
+
+def _prunes(component: Component, survey: Survey, sm: int, *, built: bool) -> list[Prune]:
+    """The rules for this SM; RecipeError for a pattern that matches nothing, which is a typing error or outdated.
+
+    built: from source, where a switch may have left out what the wheel of the index has.
+    """
     rules = [rule for rule in component.prune if rule.applies(sm)]
     patterns = [pattern for rule in rules for pattern in rule.paths]
-    _refuse_unmatched(patterns, survey, f"component {component.name}: prune")
+    if not built:
+        _refuse_unmatched(patterns, survey, f"component {component.name}: prune")
     return rules
 
 
@@ -194,8 +221,9 @@ def _slim(outline: Outline, component: Component, survey: Survey, options: Optio
     if options.slim == "none":
         return None
     if rule:
-        _check_licence(component.name, rule, survey)
-        _refuse_unmatched(rule.files, survey, f"component {component.name}: slim")
+        if component.name not in outline.sourcing.builds:  # the text in its source is pinned with the source
+            _check_licence(component.name, rule, survey)
+            _refuse_unmatched(rule.files, survey, f"component {component.name}: slim")
         return SlimEdit(files=rule.files, sms=sms, licence=rule.licence, gpu=rule.gpu, debug=rule.debug,
                         keep_ptx=rule.keep_ptx or options.keep_ptx)  # fmt: skip
     why_not = outline.recipe.untouched_reason(component.name)

@@ -1,0 +1,98 @@
+"""Options that several commands have, and what they mean."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from composer.cli.duration import Duration
+from composer.errors import RecipeError
+from composer.steps.build import Settings
+from composer.steps.locks import LockOptions, Mode
+from composer.steps.outline import Request
+from composer.steps.plan import LEVELS, SLIM, Options
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+#: What is composed, for which target.
+TARGET = (
+    click.option("--recipe", default="sglang", show_default=True, help="A shipped recipe, or the path of one."),
+    click.option("--sm", required=True, help="GPU architecture: 90, sm90 or 9.0."),
+    click.option("--isa", required=True, help="CPU instruction set: avx2, avx512, ..."),
+    click.option("--python", metavar="VERSION|PATH|host[:VERSION]",
+                 help="Minor version, path of a CPython to bundle, or none: the host's. Default: the recipe's order."),
+    click.option("--overlay", "overlays", multiple=True, metavar="NAME|PATH",
+                 help="Change the recipe: `lean` leaves out what serving text models never calls."),
+    click.option("--torch", metavar="auto|wheel|source|PATH", default="auto", show_default=True,
+                 help="How PyTorch is had: auto builds it if that is possible here within the budget."),
+    click.option("--torch-budget", "budget", type=Duration(), default="1h", show_default=True,
+                 help="How long a build may take that was not asked for by name: 90m, 2h, 0 for none."),
+    click.option("--no-binary", multiple=True, metavar="NAME",
+                 help="Build this component from source, instead of taking its wheel."),
+)  # fmt: skip
+#: How to work, which does not change the result.
+WORK = (
+    click.option("--offline", is_flag=True, help="Ask no index; use the store and --wheelhouse."),
+    click.option("--wheelhouse", "wheelhouses", type=PATH, multiple=True, help="A folder of wheels to use first."),
+    click.option("--locked", is_flag=True, help="Fail when the recipe changed after it was locked."),
+    click.option("--frozen", is_flag=True, help="Use the lock as it is, without a look at the recipe."),
+    click.option("--jobs", "-j", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)),
+                 help="Threads. Default: the cores this process may use."),
+    click.option("--debug", is_flag=True, help="Show tracebacks."),
+)  # fmt: skip
+#: What shapes the bundle.
+SHAPE = (
+    click.option("--compress", type=click.Choice(list(LEVELS)), default="default", show_default=True,
+                 help="fast: zstd 3; default: zstd 9; max: zstd 19. All match over 64 MiB."),
+    click.option("--bytecode/--no-bytecode", default=True, show_default=True, help="Compile modules ahead of time."),
+    click.option("--slim", type=click.Choice(SLIM), default=SLIM[0], show_default=True,
+                 help="Cut code for other GPUs from libraries: those whose licence allows it, all, or none."),
+    click.option("--keep-ptx", is_flag=True, help="Keep the newest PTX, which the driver compiles for later GPUs."),
+    click.option("--accept-license-modification", "accept_licence_modification", is_flag=True,
+                 help="With --slim all: modify what may only be passed on unmodified. The bundle stays in your house."),
+    click.option("--output", "-o", type=PATH, default=Path("dist"), show_default=True, help="Folder of the bundle."),
+)  # fmt: skip
+
+
+def with_options(*groups: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
+    """Several groups of options as one decorator."""
+
+    def decorate(function: F) -> F:
+        options = [option for group in groups for option in group]
+        return functools.reduce(lambda done, option: option(done), reversed(options), function)
+
+    return decorate
+
+
+def lock_options(kwargs: dict[str, Any]) -> LockOptions:
+    """What --locked, --frozen and --offline say. RecipeError for the first two together."""
+    if kwargs["locked"] and kwargs["frozen"]:
+        raise RecipeError("--locked and --frozen contradict each other", fix="Give one of them.")
+    mode: Mode = "locked" if kwargs["locked"] else "frozen" if kwargs["frozen"] else "auto"
+    return LockOptions(mode=mode, offline=kwargs["offline"])
+
+
+def request(kwargs: dict[str, Any]) -> Request:
+    """What the user asked for."""
+    return Request(
+        recipe=kwargs["recipe"], sm=kwargs["sm"], isa=kwargs["isa"], python=kwargs["python"], torch=kwargs["torch"],
+        no_binary=kwargs["no_binary"], budget=kwargs["budget"], lock=lock_options(kwargs),
+        wheelhouses=kwargs["wheelhouses"], private=kwargs.get("slim") == "all", overlays=kwargs["overlays"],
+    )  # fmt: skip
+
+
+def settings(kwargs: dict[str, Any]) -> Settings:
+    """How to work."""
+    return Settings(jobs=kwargs["jobs"], offline=kwargs["offline"], wheelhouses=kwargs["wheelhouses"])
+
+
+def shape(kwargs: dict[str, Any]) -> Options:
+    """What shapes the bundle."""
+    return Options(**{one.name: kwargs[one.name] for one in fields(Options)})
