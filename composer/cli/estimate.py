@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 import msgspec
-from click.core import ParameterSource
 
 from composer.cli import options
 from composer.cli.progress import drawn
@@ -41,8 +40,7 @@ class _Cores(click.ParamType[Machine]):
 @click.option("--on", "machine", type=_Cores(), metavar="CORES:GB",
               help="For a machine with so many cores and so much memory, on which nothing is at hand.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.pass_context
-def estimate(context: click.Context, /, *, machine: Machine | None, as_json: bool, **kwargs: Any) -> None:  # noqa: ANN401
+def estimate(*, machine: Machine | None, as_json: bool, **kwargs: Any) -> None:  # noqa: ANN401
     """Estimate what `compose build` with the same options will take: CPU time, wall time, memory, disk and download.
 
     From builds that this machine has recorded, else from those that composer brings along. Nothing is downloaded.
@@ -55,7 +53,7 @@ def estimate(context: click.Context, /, *, machine: Machine | None, as_json: boo
         site = Site(
             settings=options.settings(kwargs), options=options.shape(kwargs), machine=machine, source=source,
             output=kwargs["output"].absolute() / f"{decided.name}.tar.zst",
-            jobs=kwargs["jobs"] if context.get_parameter_source("jobs") is ParameterSource.COMMANDLINE else None,
+            jobs=request.jobs,
         )  # fmt: skip
         plan = estimate_plan(decided, store, site, listener)
     if as_json:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from composer.cli.duration import Duration
 from composer.errors import RecipeError
@@ -44,7 +45,7 @@ WORK = (
     click.option("--locked", is_flag=True, help="Fail when the recipe changed after it was locked."),
     click.option("--frozen", is_flag=True, help="Use the lock as it is, without a look at the recipe."),
     click.option("--jobs", "-j", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)),
-                 help="Threads. Default: the cores this process may use."),
+                 help="Threads, and compilers at a time. Default: the cores this process may use."),
     click.option("--debug", is_flag=True, help="Show tracebacks."),
 )  # fmt: skip
 #: What shapes the bundle.
@@ -80,10 +81,12 @@ def lock_options(kwargs: dict[str, Any]) -> LockOptions:
 
 
 def request(kwargs: dict[str, Any]) -> Request:
-    """What the user asked for."""
+    """What the user asked for. Threads are as many as there are cores; compilers only if the user says how many."""
+    given = click.get_current_context().get_parameter_source("jobs") is ParameterSource.COMMANDLINE
     return Request(
         recipe=kwargs["recipe"], sm=kwargs["sm"], isa=kwargs["isa"], python=kwargs["python"], torch=kwargs["torch"],
-        no_binary=kwargs["no_binary"], budget=kwargs["budget"], lock=lock_options(kwargs),
+        no_binary=kwargs["no_binary"], budget=kwargs["budget"], jobs=kwargs["jobs"] if given else None,
+        lock=lock_options(kwargs),
         wheelhouses=kwargs["wheelhouses"], private=kwargs.get("slim") == "all", overlays=kwargs["overlays"],
     )  # fmt: skip
 

@@ -134,10 +134,10 @@ def built(result: Built, seconds: float, *, as_json: bool) -> None:
         f"  size:    {size(path.stat().st_size)} ({size(unpacked)} unpacked)\n"
         f"  sha256:  {result.digest}\n"
         f"  host:    {floors}; NVIDIA driver\n"
-        f"  torch:   {manifest.torch}\n"
         f"on the host:\n"
         f"  mkdir {manifest.name} && tar --zstd -xf {path.name} -C {manifest.name}\n"
-        f"  {manifest.name}/{manifest.serve or 'bin/python'}"
+        f"  {manifest.name}/{manifest.serve or 'bin/python'}\n"
+        f"{manifest.torch}"
     )
 
 

@@ -5,6 +5,7 @@ It lies beside the recipe, `pylock.RECIPE-build-NAME-pyXY-MACHINE.toml`, and nam
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,9 +46,23 @@ def ensure_build_lock(loaded: LoadedRecipe, component: Component, build: Build, 
     if options.mode != "auto" or options.offline:
         raise LockError(
             "does not fit the recipe any more" if lock else "there is no lock of this build", where=str(path),
-            fix=f"Run `compose wheel {component.name}` where an index can be reached, without --locked.",
+            fix=f"Run `compose lock {loaded.path.stem}` where an index can be reached.",
         )  # fmt: skip
-    made = _make(loaded.recipe, component, build, request)
+    return _write(loaded.recipe, component, build, request, path)
+
+
+def renew_build_locks(loaded: LoadedRecipe, python: str, machine: str) -> Iterator[tuple[Path, Lock]]:
+    """Resolve what the builds of a recipe require, anew, for one Python and machine."""
+    recipe = loaded.recipe
+    target = Target(sm=recipe.sm[0], isa="", cuda=recipe.cuda, python=python, machine=machine)
+    for component in recipe.component:
+        if (build := component.build) is not None:
+            path = build_lock_path(loaded, component.name, python, machine)
+            yield path, _write(recipe, component, build, _request(recipe, component, build, target, path), path)
+
+
+def _write(recipe: Recipe, component: Component, build: Build, request: ResolveRequest, path: Path) -> Lock:
+    made = _make(recipe, component, build, request)
     write_atomic(path, render_lock(made).encode())
     return made
 

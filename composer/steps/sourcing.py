@@ -227,4 +227,4 @@ def about_torch(sourcing: Sourcing, lock: Lock) -> str:
     if sourcing.given:
         return f"PyTorch {sourcing.given[0].version}: from the wheel that was given"
     why = f" (not built from source: {sourcing.declined[TORCH]})" if TORCH in sourcing.declined else ""
-    return f"PyTorch {version}: official wheel{why}; CPU instruction set chosen at run time"
+    return f"PyTorch {version}: prebuilt wheel{why}, ISA by run-time dispatch"
