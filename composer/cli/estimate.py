@@ -21,6 +21,8 @@ from composer.steps.outline import Request, outline
 from composer.steps.sourcing import TORCH
 from composer.store import Store
 
+UNKNOWN = "no record"
+
 
 class _Cores(click.ParamType[Machine]):
     """`64:256`: cores, and GB (10^9 bytes) of memory."""
@@ -90,12 +92,11 @@ def _show(plan: PlanEstimate, where: str) -> None:
     table = _table("step", "#CPU time", "#wall time", "#jobs", "#memory", "#disk", "from")
     sources = _numbered(whole.steps)
     for step in whole.steps:
-        table.add_row(step.work.what, *_times(step), str(step.jobs), _bytes(step.memory), _bytes(step.disk),
-                      _from(step, sources))  # fmt: skip
+        table.add_row(step.work.what, *_cells(step), _from(step, sources))
     table.add_section()
     sign = "> " if whole.at_least else ""
     table.add_row("all", sign + spoken_time(whole.cpu_seconds), sign + spoken_time(whole.seconds), "",
-                  _bytes(whole.memory), _bytes(whole.disk), "")  # fmt: skip
+                  _bytes(whole.memory or None), _bytes(whole.disk), "")  # fmt: skip
     _console().print(table)
     for line in _conclusions(whole):
         click.echo(line)
@@ -106,17 +107,17 @@ def _show(plan: PlanEstimate, where: str) -> None:
         click.echo(f"note:     {note}")
 
 
-def _times(step: Step) -> tuple[str, str]:
+def _cells(step: Step) -> tuple[str, ...]:
+    """CPU time, wall time, jobs, memory, disk."""
     if step.work.done == 1.0:
-        return "built before", ""
-    if step.cpu_seconds is None or step.seconds is None:
-        return "no record", "no record"
+        return "built before", "", "", "", ""
     sign = "> " if step.at_least else ""
-    return sign + spoken_time(step.cpu_seconds), sign + spoken_time(step.seconds)
+    times = (UNKNOWN if one is None else sign + spoken_time(one) for one in (step.cpu_seconds, step.seconds))
+    return *times, str(step.jobs), _bytes(step.memory), _bytes(step.disk)
 
 
 def _bytes(count: int | None) -> str:
-    return "no record" if count is None else size(count)
+    return UNKNOWN if count is None else size(count)
 
 
 def _numbered(steps: Iterable[Step]) -> list[tuple[Record, int]]:

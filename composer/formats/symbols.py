@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from composer.errors import ElfError
-from composer.formats.elf import VER_FLG_BASE, Dynamic, Reader, open_elf
+from composer.formats.elf import VER_FLG_BASE, Dynamic, Readable, Reader, open_elf
 
 Kind = Literal["function", "object", "thread-local"]
 
@@ -53,15 +53,15 @@ def defined_symbols(buffer: bytes | memoryview | mmap.mmap, where: str) -> tuple
     The absolute symbols that some linkers add for the versions themselves are left out. Arguments and errors as for
     `undefined_symbols`.
     """
-    dynamic = _open(buffer, where)
+    dynamic = open_dynamic(buffer, where)
     if dynamic is None or _DT_SYMTAB not in dynamic.values:
         return ()
     reader = dynamic.reader
     layout = struct.Struct(reader.order + _SYMBOL)
-    count = _total(dynamic, layout.size)
+    count = symbol_count(dynamic)
     start, _ = reader.offset_of(dynamic.values[_DT_SYMTAB])
     table = reader.take(start, count * layout.size)
-    indices, names = _version_indices(dynamic, count), _version_names(dynamic)
+    indices, names = version_indices(dynamic, count), version_names(dynamic)
     return tuple(
         Definition(name=dynamic.name(name), kind=_KINDS.get(info & 15, "object"), size=size,
                    version=names.get(index & ~_HIDDEN), default=not index & _HIDDEN)
@@ -77,7 +77,7 @@ def undefined_symbols(buffer: bytes | memoryview | mmap.mmap, where: str) -> fro
     The buffer holds the whole file; `where` names it in errors. An object without a dynamic section has none.
     Raises ElfError for what is not a well-formed ELF64 object as far as the loader would read it.
     """
-    dynamic = _open(buffer, where)
+    dynamic = open_dynamic(buffer, where)
     if dynamic is None or _DT_SYMTAB not in dynamic.values:
         return frozenset()
     reader = dynamic.reader
@@ -89,7 +89,8 @@ def undefined_symbols(buffer: bytes | memoryview | mmap.mmap, where: str) -> fro
     return frozenset(dynamic.name(name) for name in names) - {""}
 
 
-def _open(buffer: bytes | memoryview | mmap.mmap, where: str) -> Dynamic | None:
+def open_dynamic(buffer: Readable, where: str) -> Dynamic | None:
+    """The dynamic section of an ELF64 object, None where it has none. Raises ElfError for another kind of object."""
     opened = open_elf(buffer, where)
     if opened.reader.bits != 64:
         raise ElfError("not a 64-bit object", where=where)
@@ -116,8 +117,9 @@ def _most(dynamic: Dynamic, size: int) -> int:
     return min([end - offset, *(value - start for value in following)]) // size
 
 
-def _total(dynamic: Dynamic, size: int) -> int:
-    """How many symbols there are up to the last that can be looked up."""
+def symbol_count(dynamic: Dynamic) -> int:
+    """How many symbols of an ELF64 object there are, from the first to the last that can be looked up."""
+    size = struct.calcsize("=" + _SYMBOL)
     if dynamic.at(_DT_HASH):
         return _count(dynamic, size)
     place = dynamic.at(_DT_GNU_HASH)
@@ -138,14 +140,16 @@ def _gnu_total(reader: Reader, start: int) -> int:
     return last + 1
 
 
-def _version_indices(dynamic: Dynamic, count: int) -> tuple[int, ...]:
+def version_indices(dynamic: Dynamic, count: int) -> tuple[int, ...]:
+    """The entries of `.gnu.version` of the first symbols; 1, which is no version, for all where there is none."""
     place = dynamic.at(_DT_VERSYM)
     if place is None:
         return (_NO_VERSION,) * count
     return struct.unpack(f"{dynamic.reader.order}{count}H", dynamic.reader.take(place[0], count * 2))
 
 
-def _version_names(dynamic: Dynamic) -> dict[int, str]:
+def version_names(dynamic: Dynamic) -> dict[int, str]:
+    """The versions that an object defines by their index, without its own base name."""
     place = dynamic.at(_DT_VERDEF)
     if place is None:
         return {}

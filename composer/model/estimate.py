@@ -267,6 +267,8 @@ def estimate(records: Iterable[Record], works: Iterable[Work], machine: Machine,
 
 
 def _step(records: Sequence[Record], work: Work, machine: Machine) -> Step:
+    if work.done == 1.0:
+        return Step(work=work, jobs=machine.jobs(work), cpu_seconds=0, seconds=0, memory=0, disk=0)
     fitting = sorted((one for one in reversed(records) if one.is_for(work)), key=_rank)
     jobs = machine.jobs(work)
     time = _first(fitting, lambda one: one.cpu(work))

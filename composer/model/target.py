@@ -23,11 +23,27 @@ class Sm(Record, frozen=True, kw_only=True):
 
 
 class Isa(Record, frozen=True, kw_only=True):
-    """One CPU instruction set of recipes/targets.toml: the machine it belongs to and how compilers spell it."""
+    """One CPU instruction set of recipes/targets.toml: the machine it belongs to and how compilers spell it.
+
+    features: what Linux calls it, in /proc/cpuinfo's `flags` (x86-64) or `Features` (AArch64).
+    """
 
     machine: str
     flags: tuple[str, ...]
+    features: tuple[str, ...]
     cpus: str
+
+
+class Drivers(Record, frozen=True, kw_only=True):
+    """The oldest branch of NVIDIA's driver for a CUDA.
+
+    compatible: for every version of a major, by minor-version compatibility. native: for `major.minor`; it is the
+    first that also compiles that version's PTX. source: who says so.
+    """
+
+    source: str
+    compatible: Mapping[str, str]
+    native: Mapping[str, str]
 
 
 class Targets(Record, frozen=True, kw_only=True):
@@ -35,6 +51,7 @@ class Targets(Record, frozen=True, kw_only=True):
 
     sm: Mapping[str, Sm]
     isa: Mapping[str, Isa]
+    driver: Drivers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

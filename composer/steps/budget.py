@@ -69,7 +69,8 @@ def _record(wheel: BuiltWheel) -> Record | None:
     return Record(
         name=name.name, versions=f"=={name.version.public}", cuda="toolchain" in wheel.inputs.get("tools", {}),
         machine=str(wheel.inputs.get("machine", "")), gpus=sum(one.startswith("sm") for one in labels) or None,
-        settings={**wheel.inputs.get("environment", {}), **wheel.inputs.get("config", {})}, basis="here", by="here",
+        settings={**wheel.inputs.get("environment", {}), **wheel.inputs.get("config", {})}, basis="here",
+        by="this machine",
         how=f"{name.name} {name.version}: {spoken_time(wheel.seconds)} with {wheel.jobs} jobs",
         cpu_seconds=wheel.cpu_seconds, job_memory=wheel.memory or None, disk=wheel.disk or None,
     )  # fmt: skip

@@ -55,6 +55,11 @@ class LoadedRecipe:
             for index, one in enumerate(self.recipe.component) if one.path is not None
         }  # fmt: skip
 
+    @property
+    def spelling(self) -> str:
+        """How the recipe is named on a command line."""
+        return self.path.stem if self.path.parent == data_root() / "recipes" else str(self.path)
+
     def lock_path(self, python: str, machine: str) -> Path:
         """Where the committed lock for one Python and machine is: beside the recipe (name as in PEP 751)."""
         return self.path.parent / f"pylock.{self.path.stem}-py{python.replace('.', '')}-{machine}.toml"

@@ -94,7 +94,7 @@ def ensure_lock(loaded: LoadedRecipe, python: str, machine: str, options: LockOp
         raise LockError(
             "does not fit the recipe any more" if lock else "there is no lock", where=str(path),
             why="the recipe changed after it was made" if lock else None,
-            fix=f"Run `compose lock {loaded.path.stem} --python {python}` where an index can be reached.",
+            fix=f"Run `compose lock {loaded.spelling} --python {python}` where an index can be reached.",
         )  # fmt: skip
     return renew_lock(loaded, python, machine, options)
 

@@ -46,7 +46,7 @@ def ensure_build_lock(loaded: LoadedRecipe, component: Component, build: Build, 
     if options.mode != "auto" or options.offline:
         raise LockError(
             "does not fit the recipe any more" if lock else "there is no lock of this build", where=str(path),
-            fix=f"Run `compose lock {loaded.path.stem}` where an index can be reached.",
+            fix=f"Run `compose lock {loaded.spelling}` where an index can be reached.",
         )  # fmt: skip
     return _write(loaded.recipe, component, build, request, path)
 

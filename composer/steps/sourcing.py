@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from packaging.tags import compatible_tags, cpython_tags
 from packaging.version import Version
 
 from composer._fs import host_errors
@@ -187,8 +188,9 @@ def _unfit(filename: str, lock: Lock, target: Target) -> str | None:
         return f"it is a wheel of {name.name}" if name.name != TORCH else "the stack holds no PyTorch"
     if name.version.public != Version(lock.pins[TORCH]).public:
         return f"it is version {name.version.public}, and the stack is locked with {lock.pins[TORCH]}"
-    python = f"cp{target.python.replace('.', '')}"
-    if not any(tag.interpreter == python and tag.platform.endswith(f"_{target.machine}") for tag in name.tags):
+    version = tuple(map(int, target.python.split(".")))
+    fitting = {*cpython_tags(version, platforms=target.platforms), *compatible_tags(version, None, target.platforms)}
+    if not name.tags & fitting:
         return f"it is not for CPython {target.python} on {target.machine}"
     return None
 

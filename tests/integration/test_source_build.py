@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_a_component_with_a_source_is_built(small: Stack) -> None:
     done = small.build().ok()
     assert {"small_ext.so", "small_ext-1.0+avx512.dist-info/compose-source.json"} <= members(small)
     assert "source:   small-ext 1.0+avx512 from sha256:" in done.out
-    (built,) = manifest(small)["built"]  # type: ignore[misc, attr-defined]
+    (built,) = cast("list[dict[str, str]]", manifest(small)["built"])
     assert (built["name"], built["version"]) == ("small-ext", "1.0+avx512")
     assert small.compose("verify", str(small.bundle)).ok()
 

@@ -1,0 +1,187 @@
+"""Prove that what the modules of a stack import is there: without running any, by their unconditional imports."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from packaging.utils import canonicalize_name
+
+from composer.formats.python_imports import Import, SourceImports
+from composer.formats.python_tree import PythonTree
+from composer.model.finding import Finding
+from composer.model.globs import matches
+
+#: Distributions whose modules are not called as they are.
+_DISTRIBUTIONS: Final[Mapping[str, str]] = {
+    "PIL": "pillow", "attr": "attrs", "bs4": "beautifulsoup4", "cudnn": "nvidia-cudnn-frontend", "cutlass":
+    "nvidia-cutlass-dsl", "cv2": "opencv-python", "dateutil": "python-dateutil", "decord": "decord2", "git": "gitpython",
+    "google.protobuf": "protobuf", "grpc": "grpcio", "grpc_health": "grpcio-health-checking", "grpc_reflection":
+    "grpcio-reflection", "multipart": "python-multipart", "pynvml": "nvidia-ml-py", "quack": "quack-kernels", "sklearn":
+    "scikit-learn", "skimage": "scikit-image", "tvm_ffi": "apache-tvm-ffi", "yaml": "pyyaml", "zmq": "pyzmq",
+}  # fmt: skip
+_SHOWN = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What was left out of a stack on purpose, and why. pruned: by glob below site-packages; dropped: by distribution.
+
+    dropped holds normalised names of distributions that are not in the stack.
+    """
+
+    dropped: Mapping[str, str]
+    pruned: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """How a module came to be imported: by which module, on which line; the first has neither."""
+
+    module: str
+    by: _Step | None = None
+    line: int = 0
+
+    def chain(self) -> Iterator[_Step]:
+        """From what the recipe names to this one."""
+        if self.by:
+            yield from self.by.chain()
+        yield self
+
+
+def distribution_of(module: str) -> str:
+    """The normalised name that the distribution of a module most likely has."""
+    top = module.partition(".")[0]
+    two = ".".join(module.split(".")[:2])
+    return str(canonicalize_name(_DISTRIBUTIONS.get(two) or _DISTRIBUTIONS.get(top) or top))
+
+
+def check_modules(
+    tree: PythonTree, imports_of: Callable[[str], SourceImports | None], roots: Sequence[str], left: Left
+) -> tuple[Finding, ...]:
+    """One error for each module that is imported, whatever happens, once one of `roots` is, and that is not there.
+
+    imports_of: what the source at a path imports; None for a file that is no source. Only sources that are reached are
+    asked for. A submodule that is not there is reported where a prune rule took it: others may be made at run time.
+    """
+    found: dict[str, list[_Step]] = {}
+    for step in _reached(tree, imports_of, roots):
+        if fault := _absent(tree, step, left):
+            found.setdefault(fault, []).append(step)
+    return tuple(_finding(tree, module, steps, left) for module, steps in found.items())
+
+
+def unreached(tree: PythonTree, imports: Mapping[str, SourceImports], left: Left) -> tuple[Finding, ...]:
+    """What dropping a distribution costs: a note for each that any source imports, unless it can do without.
+
+    imports: of all sources of site-packages, by path. Those that `check_modules` reaches are not left out: it has errors for them.
+    """
+    users: dict[str, list[str]] = {}
+    for path, source in imports.items():
+        names = {one.module for one in source.imports if not one.level and not tree.has(one.module.partition(".")[0])}
+        for name in {distribution_of(module) for module in names} & left.dropped.keys():
+            users.setdefault(name, []).append(path)
+    return tuple(
+        Finding(
+            id="imports.unreached", severity="note", subject=paths[0],
+            evidence=f"{_many(paths)} cannot be imported without {name}, left out: {left.dropped[name]}",
+        )
+        for name, paths in sorted(users.items())
+    )  # fmt: skip
+
+
+def _reached(
+    tree: PythonTree, imports_of: Callable[[str], SourceImports | None], roots: Iterable[str]
+) -> Iterator[_Step]:
+    """Every name that gets imported, once per name, nearest first; also those that are not there."""
+    todo = deque(_Step(module=name) for root in roots for name in _with_parents(root))
+    seen: set[str] = set()
+    while todo:
+        step = todo.popleft()
+        if step.module in seen:
+            continue
+        seen.add(step.module)
+        yield step
+        path = tree.files.get(step.module, "")
+        if "/site-packages/" not in path or not (source := imports_of(path)):
+            continue
+        for one in source.imports:
+            todo += (_Step(module=name, by=step, line=one.line) for name in _names(tree, step.module, one))
+
+
+def _names(tree: PythonTree, importer: str, one: Import) -> Iterator[str]:
+    """The modules that an import statement imports."""
+    base = one.module
+    if one.level:
+        package = importer if tree.is_package(importer) else importer.rpartition(".")[0]
+        parts = package.split(".")
+        parts = parts[: len(parts) - one.level + 1]
+        base = ".".join([*parts, *([one.module] if one.module else [])])
+    yield from _with_parents(base)
+    for name in one.names:
+        inner = f"{base}.{name}"
+        if inner in tree.files:
+            yield inner
+
+
+def _with_parents(module: str) -> Iterator[str]:
+    parts = module.split(".")
+    for count in range(1, len(parts) + 1):
+        yield ".".join(parts[:count])
+
+
+def _absent(tree: PythonTree, step: _Step, left: Left) -> str | None:
+    """The name to report when a module is not there, and should be."""
+    if tree.has(step.module):
+        return None
+    parent, _, name = step.module.rpartition(".")
+    if not parent:
+        return None if _is_elsewhere(tree, step) else step.module
+    taken = tree.is_package(parent) and _pruned_by(step.module, left)
+    return step.module if taken else None
+
+
+def _is_elsewhere(tree: PythonTree, step: _Step) -> bool:
+    """Whether the importer's package has the module somewhere inside, as packages do that put a folder on sys.path."""
+    if step.by is None:
+        return False
+    inside = f"/site-packages/{step.by.module.partition('.')[0]}/"
+    ends = (f"/{step.module}.py", f"/{step.module}/__init__.py")
+    return any(path.endswith(ends) and inside in path for path in tree.paths)
+
+
+def _pruned_by(module: str, left: Left) -> str | None:
+    path = module.replace(".", "/")
+    for pattern in left.pruned:
+        if matches(f"{path}.py", pattern) or matches(f"{path}/__init__.py", pattern):
+            return pattern
+    return None
+
+
+def _finding(tree: PythonTree, module: str, steps: Sequence[_Step], left: Left) -> Finding:
+    (step, *_) = steps
+    chain = " > ".join(f"{one.module}" for one in step.chain())
+    importer = step.by and tree.files.get(step.by.module)
+    where = f"{chain} (line {step.line} of {step.by.module})" if step.by else f"{chain}, which the recipe names"
+    cause, fix = _cause(module, left)
+    return Finding(
+        id="imports.missing", severity="error", subject=importer or module,
+        evidence=f"{module} is not in the bundle: {where}{cause}", fix=fix,
+    )  # fmt: skip
+
+
+def _cause(module: str, left: Left) -> tuple[str, str]:
+    name = distribution_of(module)
+    if name in left.dropped:
+        return f"; {name} was left out: {left.dropped[name]}", f"Keep {name}, or patch the import."
+    if pattern := _pruned_by(module, left):
+        return f"; pruned by {pattern}: {left.pruned[pattern]}", "Narrow that prune rule."
+    return "", f"Add the distribution that has {module} ({name}?), or patch the import."
+
+
+def _many(paths: Sequence[str]) -> str:
+    more = len(paths) - _SHOWN
+    shown = ", ".join(path.partition("/site-packages/")[2] for path in paths[:_SHOWN])
+    return f"{shown} and {more} more" if more > 0 else shown
