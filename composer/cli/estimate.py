@@ -12,7 +12,7 @@ import msgspec
 
 from composer.cli import options
 from composer.cli.progress import drawn
-from composer.cli.render import _console, _notes, _table, size
+from composer.cli.render import console, notes, size, table
 from composer.errors import RecipeError
 from composer.model.estimate import Estimate, Machine, Record, Step, spoken_time
 from composer.model.recipe import Recipe
@@ -89,20 +89,20 @@ def _show(plan: PlanEstimate, where: str) -> None:
     whole, machine = plan.estimate, plan.estimate.machine
     free = f", {size(machine.disk)} of disk free" if machine.disk is not None else ""
     click.echo(f"{plan.name}\n  {where} {machine.cores} cores, {size(machine.memory)} of memory{free}")
-    table = _table("step", "#CPU time", "#wall time", "#jobs", "#memory", "#disk", "from")
+    rows_shown = table("step", "#CPU time", "#wall time", "#jobs", "#memory", "#disk", "from")
     sources = _numbered(whole.steps)
     for step in whole.steps:
-        table.add_row(step.work.what, *_cells(step), _from(step, sources))
-    table.add_section()
+        rows_shown.add_row(step.work.what, *_cells(step), _from(step, sources))
+    rows_shown.add_section()
     sign = "> " if whole.at_least else ""
-    table.add_row("all", sign + spoken_time(whole.cpu_seconds), sign + spoken_time(whole.seconds), "",
+    rows_shown.add_row("all", sign + spoken_time(whole.cpu_seconds), sign + spoken_time(whole.seconds), "",
                   _bytes(whole.memory or None), _bytes(whole.disk), "")  # fmt: skip
-    _console().print(table)
+    console().print(rows_shown)
     for line in _conclusions(whole):
         click.echo(line)
     for record, number in sources:
         click.echo(f"[{number}] {_source(record)}")
-    _notes(plan.estimate.lacks, [])
+    notes(plan.estimate.lacks, [])
     for note in plan.notes:
         click.echo(f"note:     {note}")
 

@@ -35,20 +35,22 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+def console() -> Console:
+    """Standard output; as wide as a screen where it is none."""
+    screen = Console(highlight=False)
+    return screen if screen.is_terminal else Console(highlight=False, width=160)
 
 
-def _table(*columns: str) -> Table:
+def table(*columns: str) -> Table:
     """Names to the left, numbers (columns that start with `#`) to the right."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left", overflow="fold")
-    return table
+        made.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left", overflow="fold")
+    return made
 
 
-def _notes(warnings: Sequence[str], left_out: Sequence[str], stubs: Sequence[str] = ()) -> None:
+def notes(warnings: Sequence[str], left_out: Sequence[str], stubs: Sequence[str] = ()) -> None:
+    """The lines below a plan: stubs, what was left out, warnings."""
     for line in stubs:
         click.echo(f"stub:     {line}")
     for line in left_out:
@@ -76,14 +78,14 @@ def outline(decided: Outline, output: Path, store: Store, *, as_json: bool) -> N
         }))  # fmt: skip
         return
     _head(decided.name, decided.interpreter.label, decided.torch, decided.lock.filename)
-    table = _table("wheel", "version", "#MB", "state")
+    rows_shown = table("wheel", "version", "#MB", "state")
     for row in missing[:_LARGEST]:
-        table.add_row(row.name, row.version, f"{row.size / 1e6:.1f}", "to download")
-    _console().print(table)
+        rows_shown.add_row(row.name, row.version, f"{row.size / 1e6:.1f}", "to download")
+    console().print(rows_shown)
     total = sum(row.size for row in missing)
     click.echo(f"{len(missing)} of {len(rows)} wheels to download, {size(total)}; edits are planned once they are here")
     _from_source(built_facts(decided))
-    _notes(decided.warnings, [f"{one.name} {one.version}: {one.reason}" for one in decided.left_out], stubs)
+    notes(decided.warnings, [f"{one.name} {one.version}: {one.reason}" for one in decided.left_out], stubs)
     click.echo(f"output:   {output}")
 
 
@@ -104,16 +106,16 @@ def plan(summary: Summary, *, as_json: bool) -> None:
     _head(summary.name, summary.interpreter, summary.torch, summary.lock)
     todo = [layer for layer in summary.layers if not layer.cached]
     shown = [layer for layer in summary.layers if layer.edits or not layer.cached]
-    table = _table("distribution", "version", "#wheel MB", "state", "edits")
+    rows_shown = table("distribution", "version", "#wheel MB", "state", "edits")
     for layer in sorted(shown, key=lambda layer: -layer.size)[:_LARGEST]:
         state = "cached" if layer.cached else "to compose"
-        table.add_row(layer.name, layer.version, f"{layer.size / 1e6:.1f}", state, ", ".join(layer.edits))
-    _console().print(table)
+        rows_shown.add_row(layer.name, layer.version, f"{layer.size / 1e6:.1f}", state, ", ".join(layer.edits))
+    console().print(rows_shown)
     click.echo(
         f"{len(todo)} of {len(summary.layers)} layers to compose ({size(sum(one.size for one in todo))} of wheels)"
     )
     _from_source(summary.built)
-    _notes(summary.warnings, [f"{one.name} {one.version}: {one.reason}" for one in summary.left_out], summary.stubs)
+    notes(summary.warnings, [f"{one.name} {one.version}: {one.reason}" for one in summary.left_out], summary.stubs)
     click.echo("output is up to date" if summary.up_to_date else f"output:   {summary.output}")
 
 
@@ -190,16 +192,16 @@ def manifest(shown: Manifest, path: Path) -> None:
         click.echo(f"  from source: {one.name} {one.version} ({one.source}, build {one.key[:12]})")
     for name, floor in shown.floors.items():
         click.echo(f"  needs:       {name} {floor.version} or newer, because of {floor.because}")
-    table = _table("layer", "version", "#MB", "#unpacked MB", "#files")
+    rows_shown = table("layer", "version", "#MB", "#unpacked MB", "#files")
     for layer in sorted(shown.layers, key=lambda layer: -layer.compressed)[:_LARGEST]:
-        table.add_row(layer.name, layer.version, f"{layer.compressed / 1e6:.1f}", f"{layer.size / 1e6:.1f}",
+        rows_shown.add_row(layer.name, layer.version, f"{layer.compressed / 1e6:.1f}", f"{layer.size / 1e6:.1f}",
                       str(len(layer.entries)))  # fmt: skip
-    console = _console()
-    console.print(table)
+    screen = console()
+    screen.print(rows_shown)
     click.echo(f"{len(shown.layers)} layers; edits:")
     for layer in shown.layers:
         _changes(layer.name, layer.changes)
-    _notes(shown.warnings, [f"{one.name} {one.version}: {one.reason}" for one in shown.left_out])
+    notes(shown.warnings, [f"{one.name} {one.version}: {one.reason}" for one in shown.left_out])
 
 
 def _recipe(shown: Manifest) -> str:

@@ -4,8 +4,8 @@ A build system starts hundreds of compilers; ninja gives each a process group of
 reaches them all, and one that lives on would write into a folder that the next run continues. All of them are in one
 session, though. Its leader gets a signal from the kernel when this process dies, whatever killed it, and ends the
 session; until that is done it holds a lock on the file LOCK, for which the next run waits. When the program ends, LOCK
-gets a line of JSON with what it took: seconds of CPU, and bytes of memory of its largest process. Linux and the
-standard library only.
+gets a line of JSON with what it took: seconds of CPU, and bytes of memory of its largest process, which is 0 when it
+was ended. Linux and the standard library only.
 """
 
 import ctypes
@@ -38,37 +38,41 @@ def lead(parent: int, lock: str, argv: list[str]) -> None:
     held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     fcntl.flock(held, fcntl.LOCK_EX)
     os.setsid()
-    signal.signal(signal.SIGTERM, lambda *_: end_session())
+    signal.signal(signal.SIGTERM, lambda *_: end_session(held))
     _die_with_parent(signal.SIGTERM)
     if os.getppid() != parent:
         sys.exit(1)
     program = os.posix_spawn(argv[0], argv, os.environ)
     _, status = os.waitpid(program, 0)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    took = {"cpu_seconds": round(used.ru_utime + used.ru_stime, 1), "memory": used.ru_maxrss * 1024}
-    os.write(held, f"{json.dumps(took)}\n".encode())
+    _tell(held, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
     sys.exit(_code(status))
 
 
-def end_session() -> None:
+def _tell(held: int, seconds: float, memory: int) -> None:
+    os.write(held, f"{json.dumps({'cpu_seconds': round(seconds, 1), 'memory': memory})}\n".encode())
+
+
+def end_session(held: int) -> None:
     """Kill every process of this session, and then this one."""
-    own, session = os.getpid(), os.getsid(0)
-    found = True
-    while found:  # one that was just being started is found by the next look
-        found = False
+    session, used, running = os.getsid(0), dict[int, int](), True
+    while running:  # one that was just being started is found by the next look
+        running = False
         for process in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
-            if process != own and _is_alive_in(process, session):
+            if process != os.getpid() and (ticks := _ticks_in(process, session)) is not None:
                 os.kill(process, signal.SIGKILL)
-                found = True
+                used[process], running = ticks, True
+    _tell(held, sum(used.values()) / os.sysconf("SC_CLK_TCK"), 0)
     os._exit(1)
 
 
-def _is_alive_in(process: int, session: int) -> bool:
+def _ticks_in(process: int, session: int) -> int | None:
+    """Clock ticks that a live process of the session and its ended children have used (proc(5)); None for others."""
     try:
-        state, _, _, sid = Path(f"/proc/{process}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[:4]
+        stat = Path(f"/proc/{process}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
     except OSError:
-        return False
-    return int(sid) == session and state not in "ZX"
+        return None
+    return sum(map(int, stat[11:15])) if int(stat[3]) == session and stat[0] not in "ZX" else None
 
 
 def _die_with_parent(number: int) -> None:

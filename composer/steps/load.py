@@ -116,7 +116,7 @@ def load_targets() -> Targets:
 
 
 def _is_data(path: Path) -> bool:
-    return path.name == "targets.toml" or path.name.startswith("pylock.")
+    return path.name in ("targets.toml", "measured.toml") or path.name.startswith("pylock.")
 
 
 def _merged(path: Path, digest: Any) -> dict[str, Any]:  # noqa: ANN401  (hashlib has no public type)

@@ -146,7 +146,7 @@ def cuda(small: Stack, monkeypatch: pytest.MonkeyPatch) -> Stack:
     """The small source as if it were CUDA's, with no toolkit named."""
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
-    small.edit("sdist = true", "sdist = true\ncuda = true")
+    small.edit("sdist = true", "sdist = true\ncuda = true\nwhen = 'asked'")
     return small
 
 
