@@ -119,7 +119,9 @@ class Lock:
 def render_lock(lock: Lock) -> str:
     """The text of `pylock.<name>.toml` (PEP 751 version 1.0): the same text for equal locks, packages in name order."""
     packages = sorted(lock.packages, key=lambda package: package.name)
-    parts = [_render_head(lock), *map(_render_package, packages), _render_tool(lock)]
+    # Where there is none the key must still be there.
+    listed = [_render_package(package) for package in packages] or ["packages = []\n"]
+    parts = [_render_head(lock), *listed, _render_tool(lock)]
     parts += [_render_row("excluded", row) for row in _excluded_rows(lock)]
     parts += [_render_row("overridden", row) for row in _overridden_rows(lock)]
     return "\n".join(parts)

@@ -129,12 +129,14 @@ def _dotted(name: str) -> str:
 class Values:
     """What placeholders stand for. flags: of the compiler, for the CPU. sms: GPU architectures. cuda: `12.8`.
 
-    folder: of the build, site: site-packages of its environment. The wheel must not depend on either, nor on the jobs.
+    version: of the wheel, with its label. folder: of the build, site: site-packages of its environment; on these two,
+    and on the jobs, the wheel must not depend.
     """
 
     flags: tuple[str, ...]
     sms: tuple[int, ...]
     cuda: str
+    version: str
     jobs: int
     folder: str
 
@@ -149,11 +151,12 @@ class Values:
             "isa.flags": " ".join(self.flags), "sm.arch_list": arch_list(self.sms),
             "sm.specific": ";".join(_dotted(code_name(sm)) for sm in self.sms),
             "sm.nvcc": ";".join(code_name(sm) for sm in self.sms),
-            "cuda": self.cuda, "jobs": str(self.jobs), "folder": self.folder, "site": f"{self.folder}/{SITE}",
+            "cuda": self.cuda, "version": self.version, "jobs": str(self.jobs),
+            "folder": self.folder, "site": f"{self.folder}/{SITE}",
         }  # fmt: skip
 
 
-_NAMES = Values(flags=(), sms=(), cuda="", jobs=0, folder="").known().keys()
+_NAMES = Values(flags=(), sms=(), cuda="", version="", jobs=0, folder="").known().keys()
 
 
 def jobs_for(build: Build, *, cores: int, memory: int, wanted: int | None) -> int:

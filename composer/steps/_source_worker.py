@@ -17,7 +17,7 @@ import signal
 import sys
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 
 
 def main() -> None:
@@ -38,6 +38,8 @@ def lead(parent: int, lock: str, argv: list[str]) -> None:
     held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     fcntl.flock(held, fcntl.LOCK_EX)
     os.setsid()
+    # A process that puts itself into a session of its own, as daemons do, becomes a child of this one.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGTERM, lambda *_: end_session(held))
     _die_with_parent(signal.SIGTERM)
     if os.getppid() != parent:
@@ -46,6 +48,7 @@ def lead(parent: int, lock: str, argv: list[str]) -> None:
     _, status = os.waitpid(program, 0)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     _tell(held, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+    kill_all()
     sys.exit(_code(status))
 
 
@@ -54,25 +57,31 @@ def _tell(held: int, seconds: float, memory: int) -> None:
 
 
 def end_session(held: int) -> None:
-    """Kill every process of this session, and then this one."""
-    session, used, running = os.getsid(0), dict[int, int](), True
-    while running:  # one that was just being started is found by the next look
-        running = False
-        for process in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
-            if process != os.getpid() and (ticks := _ticks_in(process, session)) is not None:
-                os.kill(process, signal.SIGKILL)
-                used[process], running = ticks, True
-    _tell(held, sum(used.values()) / os.sysconf("SC_CLK_TCK"), 0)
+    """Kill what runs below this process, and then this one."""
+    _tell(held, kill_all() / os.sysconf("SC_CLK_TCK"), 0)
     os._exit(1)
 
 
-def _ticks_in(process: int, session: int) -> int | None:
-    """Clock ticks that a live process of the session and its ended children have used (proc(5)); None for others."""
+def kill_all() -> int:
+    """Kill every process of this session, and every child; the clock ticks that they and their children have used."""
+    used, running = dict[int, int](), True
+    while running:  # one that was just being started, or has just become a child, is found by the next look
+        running = False
+        for process in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
+            if process != os.getpid() and (ticks := _ticks_of(process)) is not None:
+                os.kill(process, signal.SIGKILL)
+                used[process], running = ticks, True
+    return sum(used.values())
+
+
+def _ticks_of(process: int) -> int | None:
+    """Clock ticks of a live process of the session, or child, and of its ended children (proc(5)); None for others."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
     except OSError:
         return None
-    return sum(map(int, stat[11:15])) if int(stat[3]) == session and stat[0] not in "ZX" else None
+    ours = int(stat[1]) == os.getpid() or int(stat[3]) == os.getsid(0)
+    return sum(map(int, stat[11:15])) if ours and stat[0] not in "ZX" else None
 
 
 def _die_with_parent(number: int) -> None:

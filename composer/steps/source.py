@@ -49,7 +49,7 @@ from composer.steps.source_tree import Patch, Source, find_patches, find_source,
 from composer.steps.toolchain import Choice, Toolchain, choose_toolchain, ensure_toolchain
 from composer.store import Store, key_of
 
-_VERSION = 1
+_VERSION = 2
 _KIND = "source"
 _ENVIRONMENT_SECONDS = 1800.0
 #: PyTorch for all GPUs takes about 90 CPU hours.
@@ -234,10 +234,17 @@ class Job:
 
     def fetch(self) -> Fetched:
         """Build requirements and the source, hashed again even if they were here: they are about to be run."""
+        source = self.source.package
+        # The source first: where it cannot be had, gigabytes of requirements are not worth a download.
+        first = self._fetched([source] if source else [])
+        rest = self._fetched([one for one in self.packages() if one != source])
+        return Fetched(paths={**first.paths, **rest.paths})
+
+    def _fetched(self, packages: Sequence[LockedPackage]) -> Fetched:
         request = self.request
         return fetch(
-            self.packages(), into=self.store.root, wheelhouse=request.wheelhouses,
-            indexes=request.loaded.recipe.indexes, offline=request.lock.offline, verify=True,
+            packages, into=self.store.root, wheelhouse=request.wheelhouses, indexes=request.loaded.recipe.indexes,
+            offline=request.lock.offline, verify=True,
         )  # fmt: skip
 
     def _ensured(self) -> Toolchain | None:
@@ -260,7 +267,8 @@ class Job:
     def _filled(self, values: Mapping[str, str], *, jobs: int = 0, folder: str = ".") -> dict[str, str]:
         """With placeholders replaced; by default as the key sees them."""
         request = self.request
-        meaning = Values(flags=request.flags, sms=request.gpus, cuda=request.target.cuda, jobs=jobs, folder=folder)
+        meaning = Values(flags=request.flags, sms=request.gpus, cuda=request.target.cuda, version=str(request.version),
+                         jobs=jobs, folder=folder)  # fmt: skip
         return {name: meaning.fill(text) for name, text in values.items()}
 
     def _environ(self, **values: Any) -> dict[str, str]:  # noqa: ANN401
@@ -287,7 +295,7 @@ class Job:
         """Make a folder of the build, unless an earlier run did so to the end, with the same key."""
         path, done = self.folder / name, self.folder / f".{name}"
         with host_errors(path):
-            if done.exists() and done.read_text() == key:
+            if path.is_dir() and done.exists() and done.read_text() == key:
                 self.listener(
                     Event(step="source", subject=self.subject, note=f"goes on with the {name} of an earlier run")
                 )
@@ -309,6 +317,7 @@ class Job:
             run([*_pip(path), "install", "--no-deps", "--no-index", "--no-compile", "--quiet", *wheels],
                 env=clean_environ(PIP_CONFIG_FILE=os.devnull), timeout=_ENVIRONMENT_SECONDS)  # fmt: skip
         self._follow_python(path)
+        _name_libraries(self.folder / SITE)
 
     def _follow_python(self, path: Path) -> None:
         """Point `site` at the new environment, and let CMake look for its Python again: objects stay as they are."""
@@ -412,3 +421,12 @@ class Job:
 def _pip(environment: Path) -> list[str | Path]:
     """composer's pip, working on another environment."""
     return [sys.executable, "-I", "-m", "pip", "--python", environment / "bin" / "python"]
+
+
+def _name_libraries(site: Path) -> None:
+    """Give NVIDIA's libraries the names that linkers look for: its wheels hold libX.so.N alone."""
+    with host_errors(site):
+        for library in sorted(site.glob("nvidia/*/lib/lib*.so.*")):
+            link = library.with_name(f"{library.name.partition('.so.')[0]}.so")
+            if not link.exists():
+                link.symlink_to(library.name)

@@ -166,8 +166,10 @@ def _tree_digest(folder: Path) -> tuple[str, int]:
             found, size = _file_digest(path)
             total += size
             row = f"file {name}\0{path.stat().st_mode & 0o100}\0{found}\0"
-        else:
+        elif path.is_dir():
             row = f"folder {name}\0"
+        else:
+            raise IntegrityError("neither a file, a link nor a folder", where=str(path), fix="Remove it.")
         digest.update(row.encode("utf-8", "surrogateescape"))
     return digest.hexdigest(), total
 

@@ -176,9 +176,9 @@ def test_the_version_of_a_wheel_for_several_gpus() -> None:
 
 
 def test_placeholders_are_filled() -> None:
-    values = Values(flags=("-ma", "-mb"), sms=(80, 120), cuda="12.8", jobs=3, folder="/f")
+    values = Values(flags=("-ma", "-mb"), sms=(80, 120), cuda="12.8", version="1.0+avx2", jobs=3, folder="/f")
     assert values.fill("{isa.flags}|{sm.arch_list}|-j{jobs}|{folder}") == "-ma -mb|8.0;12.0|-j3|/f"
-    assert values.fill("{sm.specific}|{sm.nvcc}|{cuda}|{site}") == "8.0;12.0a|80;120a|12.8|/f/site"
+    assert values.fill("{sm.specific}|{sm.nvcc}|{cuda}|{version}|{site}") == "8.0;12.0a|80;120a|12.8|1.0+avx2|/f/site"
 
 
 VARIANTS = (

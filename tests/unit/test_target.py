@@ -14,9 +14,10 @@ from composer.steps.load import load_targets
 DATA = {
     "sm": {"90": {"name": "Hopper", "gpus": ["H100"]}, "100": {"name": "Blackwell", "gpus": []}},
     "isa": {
-        "avx2": {"machine": "x86_64", "flags": ["-mavx2"], "cpus": "Haswell"},
-        "avx512": {"machine": "x86_64", "flags": [], "cpus": "Skylake"},
+        "avx2": {"machine": "x86_64", "flags": ["-mavx2"], "features": ["avx2"], "cpus": "Haswell"},
+        "avx512": {"machine": "x86_64", "flags": [], "features": [], "cpus": "Skylake"},
     },
+    "driver": {"source": "a test", "compatible": {"12": "525"}, "native": {}},
 }
 TARGETS = parse_targets(DATA, "targets.toml")
 TARGET = Target(sm=90, isa="avx512", cuda="12.8", python="3.12")
