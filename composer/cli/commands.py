@@ -14,6 +14,7 @@ import msgspec
 import composer
 from composer.cli import options, render
 from composer.cli.estimate import estimate
+from composer.cli.explain import explain_library
 from composer.cli.gpu import gpu_code
 from composer.cli.isa import isa
 from composer.cli.progress import drawn
@@ -147,15 +148,17 @@ def inspect(*, bundle: Path, as_json: bool, debug: bool) -> None:  # noqa: ARG00
 @click.argument("bundle", type=options.PATH)
 @click.argument("prefix", type=options.PATH)
 @click.option("--jobs", "-j", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)))
+@click.option("--any-host", is_flag=True, help="Though this host is older than the bundle needs, or has another GPU.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def unpack(*, bundle: Path, prefix: Path, jobs: int, debug: bool) -> None:  # noqa: ARG001
+def unpack(*, bundle: Path, prefix: Path, jobs: int, any_host: bool, debug: bool) -> None:  # noqa: ARG001
     """Unpack a bundle in parallel, checking every file. `tar --zstd -xf` does it too, without the checks."""
     with drawn() as listener:
-        run_unpack(open_bundle(bundle), prefix.absolute(), jobs=jobs, listener=listener)
+        run_unpack(open_bundle(bundle), prefix.absolute(), jobs=jobs, listener=listener, any_host=any_host)
     click.echo(f"unpacked into {prefix}")
 
 
 compose.add_command(estimate)
+compose.add_command(explain_library)
 compose.add_command(isa)
 compose.add_command(slim)
 compose.add_command(toolchain)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from composer.errors import ElfError
+from composer.formats.dlopen import MOST, Dlopen, dlopen_notes
 
 Kind = Literal["none", "relocatable", "executable", "shared", "core", "other"]
 
@@ -21,7 +22,7 @@ _MAGIC = b"\x7fELF"
 _MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 190: "cuda", 243: "riscv"}
 _KINDS: Mapping[int, Kind] = {0: "none", 1: "relocatable", 2: "executable", 3: "shared", 4: "core"}
 _ET_DYN = 3
-_PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
+_PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_NOTE = 1, 2, 3, 4
 _PN_XNUM = 0xFFFF
 
 _DT_NULL, _DT_NEEDED, _DT_STRTAB, _DT_STRSZ, _DT_SONAME, _DT_RPATH, _DT_RUNPATH = 0, 1, 5, 10, 14, 15, 29
@@ -69,6 +70,7 @@ class Elf:
     rpath, runpath: the entries as written; `("",)` is a tag with an empty value, `()` is no tag.
     versions_needed: library name to the versions it must define, without weak references, which may stay open.
     versions_defined: the versions this object defines, without its own base name.
+    opens: what its own notes say that it opens by name at run time.
     dynamic: there is a PT_DYNAMIC, so the loader has something to do.
     size: bytes of the whole file.
     """
@@ -83,6 +85,7 @@ class Elf:
     interpreter: str | None = None
     versions_needed: Mapping[str, frozenset[str]]
     versions_defined: frozenset[str] = frozenset()
+    opens: tuple[Dlopen, ...] = ()
     dynamic: bool = False
     loads: tuple[Load, ...] = ()
     size: int
@@ -251,6 +254,7 @@ def read_elf(buffer: Readable, where: str) -> Elf:
         interpreter=interpreter,
         versions_needed=_versions_needed(dynamic) if dynamic else {},
         versions_defined=_versions_defined(dynamic) if dynamic else frozenset(),
+        opens=_opens(reader, segments),
         dynamic=dynamic is not None,
         loads=reader.loads,
         size=reader.size,
@@ -313,6 +317,15 @@ def _interpreter(reader: Reader, segments: list[_Segment]) -> str | None:
         if kind == _PT_INTERP and load.filesz:
             return reader.text(load.offset, min(load.offset + load.filesz, reader.size))
     return None
+
+
+def _opens(reader: Reader, segments: list[_Segment]) -> tuple[Dlopen, ...]:
+    found: list[Dlopen] = []
+    for kind, load in segments:
+        if kind == _PT_NOTE:
+            end = min(load.offset + min(load.filesz, MOST), reader.size)
+            found += dlopen_notes(bytes(reader.buffer[load.offset : end]), reader.order, load.align)
+    return tuple(found)
 
 
 def _kind(header: _Header, dynamic: Dynamic | None, *, interpreter: str | None, soname: str | None) -> Kind:

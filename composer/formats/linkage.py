@@ -15,16 +15,16 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from composer.errors import ElfError
-from composer.formats.elf import Dynamic, Readable
+from composer.formats.elf import Dynamic, Readable, open_elf
 from composer.formats.elf_tables import SYMBOL
-from composer.formats.symbols import open_dynamic, symbol_count, version_indices, version_names
+from composer.formats.symbols import symbol_count, version_indices, version_names
 
 #: Bytes of one digest.
 DIGEST = 8
 
 _DT_SYMTAB, _DT_RELA, _DT_RELASZ, _DT_PLTRELSZ, _DT_JMPREL, _DT_BIND_NOW, _DT_FLAGS = 6, 7, 8, 2, 23, 24, 30
-_DT_RELACOUNT, _DT_FLAGS_1, _DT_VERNEED, _DT_VERNEEDNUM = 0x6FFFFFF9, 0x6FFFFFFB, 0x6FFFFFFE, 0x6FFFFFFF
+_DT_VERSYM, _DT_RELACOUNT, _DT_FLAGS_1 = 0x6FFFFFF0, 0x6FFFFFF9, 0x6FFFFFFB
+_DT_VERNEED, _DT_VERNEEDNUM = 0x6FFFFFFE, 0x6FFFFFFF
 _DF_BIND_NOW, _DF_1_NOW = 8, 1
 _RELOCATION = np.dtype([("place", "<u8"), ("kind", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
 _SHN_UNDEF, _SHN_ABS = 0, 0xFFF1
@@ -71,21 +71,19 @@ class Linkage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def digest(key: bytes) -> bytes:
-    """What `Linkage.defined` holds: of NAME where every reference is served, of NAME@VERSION, and of NAME@@."""
+    """What `Linkage.defined` holds: of NAME@VERSION; of NAME@@ for references without a version; of NAME for all."""
     return hashlib.blake2b(key, digest_size=DIGEST).digest()
 
 
 def read_linkage(buffer: Readable, where: str) -> Linkage:
-    """The symbols of a little-endian ELF64 object, given what holds the whole file; `where` names it in errors.
+    """The symbols of an object, given what holds the whole file; `where` names it in errors.
 
-    Only the tables that they lead to are read. Raises ElfError for what is not well-formed as far as the loader would
-    read it.
+    Of an object that is not little-endian ELF64 nothing is told: no machine that composer is for loads one. Raises
+    ElfError for what is not well-formed as far as the loader would read it.
     """
-    dynamic = open_dynamic(buffer, where)
-    if dynamic is None or _DT_SYMTAB not in dynamic.values:
+    reader, _, _, dynamic = open_elf(buffer, where)
+    if dynamic is None or _DT_SYMTAB not in dynamic.values or (reader.bits, reader.order) != (64, "<"):
         return Linkage()
-    if dynamic.reader.order != "<":
-        raise ElfError("not a little-endian object", where=where)
     used, at_once = _used(dynamic)
     exported = symbol_count(dynamic)
     count = max(exported, int(used.max(initial=0)) + 1)
@@ -153,6 +151,8 @@ def _names(dynamic: Dynamic, offsets: npt.NDArray[np.uint32], rows: _Indices) ->
 def _keys(dynamic: Dynamic, names: Sequence[tuple[int, bytes]], versions: npt.NDArray[np.uint16]) -> Iterator[bytes]:
     """The texts whose digests say which references the definitions serve."""
     known = {index: name.encode() for index, name in version_names(dynamic).items()}
+    # At an object without a version table glibc ends the process when a version was to be found there.
+    suffix = b"" if _DT_VERSYM in dynamic.values else b"@@"
     for row, name in names:
         index = int(versions[row])
         version = known.get(index & ~_HIDDEN)
@@ -160,7 +160,7 @@ def _keys(dynamic: Dynamic, names: Sequence[tuple[int, bytes]], versions: npt.ND
             continue
         if version is None:
             if not index & _HIDDEN:
-                yield name
+                yield name + suffix
             continue
         yield name + b"@" + version
         if not index & _HIDDEN or index & ~_HIDDEN == _OLDEST:

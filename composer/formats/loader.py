@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from posixpath import basename, dirname
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
+from composer.formats.dlopen import Dlopen
 from composer.formats.elf import Elf
 
 How = Literal["rpath", "runpath", "loaded", "preloaded", "path", "absent", "unusable"]
@@ -80,10 +82,11 @@ class Tree:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lookup:
-    """How one DT_NEEDED name of one object was answered.
+    """How one DT_NEEDED name of one object, or one that it opens at run time, was answered.
 
     `chain` holds the requesting object, the one that loaded it, and so on to the root; `found` is the path through
-    which the provider is opened and `provider` the object at its end: both None unless it is in the tree.
+    which the provider is opened and `provider` the object at its end: both None unless it is in the tree. `opened` says
+    why the name is opened, unless it is a DT_NEEDED; of several names it is then the one that was found, or the first.
     """
 
     chain: tuple[str, ...]
@@ -91,11 +94,19 @@ class Lookup:
     how: How
     found: str | None = None
     provider: str | None = None
+    opened: Dlopen | None = None
 
     @property
     def subject(self) -> str:
         """The object that has the DT_NEEDED."""
         return self.chain[0]
+
+
+class Entry(NamedTuple):
+    """An RPATH or RUNPATH entry, as written, and the object that has it."""
+
+    owner: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -162,11 +173,20 @@ class Loader:
 
     `program` is the executable, in the tree, that loads all the others (Python): what it needs itself is in the process
     from its start, and its DT_RPATH is in force for all. `preloaded` are further names that are known to be loaded
-    beforehand. Neither applies to what another program loads.
+    beforehand. Neither applies to what another program loads. `opened` says, by path, what objects open by name at run
+    time, beside what their own notes say: those names are looked for as dlopen does it, when all else is loaded.
     """
 
-    def __init__(self, tree: Tree, *, program: str | None = None, preloaded: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        *,
+        program: str | None = None,
+        preloaded: Collection[str] = (),
+        opened: Mapping[str, Sequence[Dlopen]] = MappingProxyType({}),
+    ) -> None:
         self.tree = tree
+        self._opened = opened
         self._folders_of: dict[str, set[str]] = {}
         for path in itertools.chain(tree.objects, tree.symlinks, tree.files):
             self._folders_of.setdefault(basename(path), set()).add(dirname(path))
@@ -174,7 +194,13 @@ class Loader:
         self._preloaded = frozenset(preloaded)
         self._running = _Process(queue=[], names={}, preloaded=frozenset())
         if program is not None:
-            self._load(program, self._running)
+            first = self._first(program, self._running)
+            self._load_needed(self._running, 0, first)
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """The program and what it has loaded, in the tree, in the loader's order."""
+        return tuple(each.path for each in self._running.queue)
 
     def surroundings(self, elf: Elf) -> tuple[tuple[str, ...], frozenset[str]]:
         """The folders that the program adds to every search for `elf` and below, and the names it has loaded."""
@@ -226,18 +252,54 @@ class Loader:
         running = self._running
         return self._load(root, _Process(queue=[*running.queue], names={**running.names}, preloaded=self._preloaded))
 
+    def entry(self, lookup: Lookup) -> Entry | None:
+        """The first entry by which the loader found what one of its lookups tells; None where none was needed."""
+        if lookup.how not in ("rpath", "runpath") or lookup.found is None:
+            return None
+        wanted = dirname(lookup.found)
+        program = self.running[:1] if self.tree.objects[lookup.chain[-1]].kind != "executable" else ()
+        for path in lookup.chain[:1] if lookup.how == "runpath" else (*lookup.chain, *program):
+            elf = self.tree.objects[path]
+            for text in elf.runpath or elf.rpath:
+                # A requester that was found through a link has the link's folder as its $ORIGIN, which no chain tells.
+                if self.folders((text,), dirname(path)) == (wanted,) and (path == lookup.subject or not elf.runpath):
+                    return Entry(path, text)
+        return None
+
     def _load(self, root: str, process: _Process) -> tuple[Lookup, ...]:
-        elf = self.tree.objects[root]
-        parent = next(iter(process.queue), None)
-        first = _Loaded(path=root, folder=dirname(root), elf=elf, loader=parent)
         start = len(process.queue)
-        process.add(first, elf.soname)
-        lookups = []
+        parent = self._first(root, process).loader
+        lookups = self._load_needed(process, start, parent)
         for current in itertools.islice(process.queue, start, None):  # which grows on the way
-            for needed in current.elf.needed:
-                lineage = tuple(each.path for each in current.ancestry() if each is not parent)
-                lookups.append(self._need(current, needed, process, lineage))
+            for one in (*current.elf.opens, *self._opened.get(current.path, ())):
+                before = len(process.queue)
+                lookups.append(self._open(current, one, process, _lineage(current, parent)))
+                lookups += self._load_needed(process, before, parent)
         return tuple(lookups)
+
+    def _first(self, root: str, process: _Process) -> _Loaded:
+        elf = self.tree.objects[root]
+        loaded = _Loaded(path=root, folder=dirname(root), elf=elf, loader=next(iter(process.queue), None))
+        process.add(loaded, elf.soname)
+        return loaded
+
+    def _load_needed(self, process: _Process, start: int, parent: _Loaded | None) -> list[Lookup]:
+        """Load what the objects from `start` on need; chains end before `parent`."""
+        return [
+            self._need(current, needed, process, _lineage(current, parent))
+            for current in itertools.islice(process.queue, start, None)  # which grows on the way
+            for needed in current.elf.needed
+        ]
+
+    def _open(self, current: _Loaded, opened: Dlopen, process: _Process, lineage: tuple[str, ...]) -> Lookup:
+        first = None
+        for name in opened.names:
+            lookup = replace(self._need(current, name, process, lineage), opened=opened)
+            if lookup.how != "absent":
+                return lookup
+            first = first or lookup
+        assert first is not None  # notes and recipes without a name are refused
+        return first
 
     def _need(self, current: _Loaded, needed: str, process: _Process, lineage: tuple[str, ...]) -> Lookup:
         if needed in process.names:
@@ -287,6 +349,10 @@ class Loader:
         """The object of that name, unless it is for another machine, which the loader passes over."""
         elf = self.tree.objects.get(self.provider(folder, name) or "")
         return elf if elf is not None and (elf.machine, elf.bits) == (like.machine, like.bits) else None
+
+
+def _lineage(loaded: _Loaded, parent: _Loaded | None) -> tuple[str, ...]:
+    return tuple(each.path for each in loaded.ancestry() if each is not parent)
 
 
 def _origin_of(entry: str) -> re.Match[str] | None:

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-# A top-level statement: from a line that starts in column 0 to the next one that does. What looks like such a line inside
-# a string is none, and neither is a clause of a compound statement, nor a closing bracket.
+# A top-level statement: from a line that starts in column 0 to the next one that does. What looks like such a line
+# inside a string is none, and neither is a clause of a compound statement, nor a closing bracket.
 _STATEMENT = re.compile(
     rb"""(?:
         [^"'\#\n\\]++
@@ -55,7 +55,7 @@ class SourceImports(msgspec.Struct, frozen=True, array_like=True):
 
 
 def source_imports(source: bytes) -> SourceImports:
-    """The unconditional imports of a source in their order; none of a text that is no Python."""
+    """The unconditional imports of a source, in their order. Of a text that is no Python it may give any."""
     text = source.removeprefix(b"\xef\xbb\xbf")
     if b"\r" in text:
         text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")

@@ -82,7 +82,7 @@ def python_tree(paths: Iterable[str], python: str, machine: str, pth: Mapping[st
 def standard_library(python: str) -> frozenset[str]:
     """The top-level modules of CPython `python` on Linux, as this interpreter knows them."""
     minor = int(python.split(".")[1])
-    names = sys.stdlib_module_names.union(*_REMOVED.values()) - _FOREIGN
+    names = sys.stdlib_module_names.union({"__main__"}, *_REMOVED.values()) - _FOREIGN
     return names.difference(*(gone for since, gone in _REMOVED.items() if since <= minor))
 
 

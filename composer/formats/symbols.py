@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from composer.errors import ElfError
-from composer.formats.elf import VER_FLG_BASE, Dynamic, Readable, Reader, open_elf
+from composer.formats.elf import VER_FLG_BASE, Dynamic, Reader, open_elf
 
 Kind = Literal["function", "object", "thread-local"]
 
@@ -53,7 +53,7 @@ def defined_symbols(buffer: bytes | memoryview | mmap.mmap, where: str) -> tuple
     The absolute symbols that some linkers add for the versions themselves are left out. Arguments and errors as for
     `undefined_symbols`.
     """
-    dynamic = open_dynamic(buffer, where)
+    dynamic = _open(buffer, where)
     if dynamic is None or _DT_SYMTAB not in dynamic.values:
         return ()
     reader = dynamic.reader
@@ -77,7 +77,7 @@ def undefined_symbols(buffer: bytes | memoryview | mmap.mmap, where: str) -> fro
     The buffer holds the whole file; `where` names it in errors. An object without a dynamic section has none.
     Raises ElfError for what is not a well-formed ELF64 object as far as the loader would read it.
     """
-    dynamic = open_dynamic(buffer, where)
+    dynamic = _open(buffer, where)
     if dynamic is None or _DT_SYMTAB not in dynamic.values:
         return frozenset()
     reader = dynamic.reader
@@ -89,8 +89,7 @@ def undefined_symbols(buffer: bytes | memoryview | mmap.mmap, where: str) -> fro
     return frozenset(dynamic.name(name) for name in names) - {""}
 
 
-def open_dynamic(buffer: Readable, where: str) -> Dynamic | None:
-    """The dynamic section of an ELF64 object, None where it has none. Raises ElfError for another kind of object."""
+def _open(buffer: bytes | memoryview | mmap.mmap, where: str) -> Dynamic | None:
     opened = open_elf(buffer, where)
     if opened.reader.bits != 64:
         raise ElfError("not a 64-bit object", where=where)

@@ -17,8 +17,8 @@ class Coverage(Record, frozen=True, kw_only=True):
     sm, sm_not: the targets on which they are loaded; on others nothing is asked of them.
     requires: `every` container holds something for the target, as in a library of which each source file is compiled
     for every GPU; `some` do, as in one with kernels for single architectures; `none`: nothing that is served runs it.
-    otherwise: what becomes of it where no file holds anything. With it the `files` are providers in the order in which
-    the loader asks them, and none is an answer, too; without it each pattern must match a file.
+    otherwise: what becomes of it where no file holds anything, for what the stack can do without. The `files` are then
+    providers in the order in which the loader asks them, and one is enough; else each pattern must match a file.
     """
 
     files: tuple[str, ...]

@@ -33,7 +33,8 @@ class RequiresChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileChange(msgspec.Struct, frozen=True, kw_only=True):
-    """An edit of one file: kind is `patch`, `rpath`, `slim` or `record`, or `stub` for what stands in for one."""
+    """An edit of one file: kind is `patch`, `rpath`, `slim` or `record`, `stub` for what stands in for
+    one, or `pth` for one that is not edited, but allowed to run at every start."""
 
     kind: str
     path: str

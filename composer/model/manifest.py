@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from composer.errors import VerifyError
+from composer.model.coverage import Coverage
+from composer.model.dlopen import DlopenRule
 from composer.model.layer import Entry, Layer
 from composer.model.plan import BuiltFacts, LeftOut
+from composer.model.runtime import RuntimeWork
 
 SCHEMA = 1
 #: Where it is below the prefix. It lists every other file, but not itself and its fingerprint.
@@ -39,6 +42,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     fingerprint: sha256 over the layers' digests; equal fingerprints mean equal content. torch: how PyTorch was had.
     built: what was built from source, whose inputs are in its `.dist-info`.
+    coverage: the rules by which libraries must hold GPU code for the target. dlopen: what objects open by name.
+    runtime: what is made at first use on the host.
     slim: which objects were made smaller (`free`, `all`, `none`); after `all` the bundle must not be passed on.
     """
 
@@ -56,6 +61,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     slim: str = "none"
     serve: str | None
     floors: Mapping[str, Floor]
+    coverage: Sequence[Coverage] = ()
+    dlopen: Sequence[DlopenRule] = ()
+    runtime: Sequence[RuntimeWork] = ()
     checks: Sequence[Check]
     left_out: Sequence[LeftOut]
     warnings: Sequence[str]

@@ -15,7 +15,10 @@ from packaging.version import InvalidVersion, Version
 
 from composer.errors import RecipeError
 from composer.model._strict import Record, convert
+from composer.model.coverage import Coverage, coverage_faults
+from composer.model.dlopen import DlopenRule, dlopen_faults
 from composer.model.globs import compile_glob
+from composer.model.runtime import RuntimeWork, runtime_faults
 from composer.model.source import Build, build_faults
 from composer.model.target import Target
 
@@ -108,6 +111,7 @@ class Component(Record, frozen=True, kw_only=True):
     path: a wheel on this machine, absolute or relative to the recipe's folder (loading makes it so for included files).
     sm: targets that need the distribution; empty for all (`reason` says why it is limited).
     build: how `compose wheel` makes one from source.
+    coverage: which files must hold GPU code for a target.
     tool: needed to compose, not to serve: locked and fetched, but not part of the bundle.
     """
 
@@ -130,6 +134,7 @@ class Component(Record, frozen=True, kw_only=True):
     pth: tuple[PthFile, ...] = ()
     slim: Slim | None = None
     build: Build | None = None
+    coverage: tuple[Coverage, ...] = ()
     imports: tuple[str, ...] = ()
     needs_driver: bool = False
 
@@ -234,6 +239,8 @@ class Recipe(Record, frozen=True, kw_only=True):
     interpreter: tuple[Archive, ...] = ()
     native: tuple[NativeModule, ...] = ()
     stub: tuple[Stub, ...] = ()
+    dlopen: tuple[DlopenRule, ...] = ()
+    runtime: tuple[RuntimeWork, ...] = ()
     environment: Mapping[str, str] = {}
     serve: str | None = None
 
@@ -323,6 +330,7 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield from _native_faults(recipe)
     yield from _stub_faults(recipe)
     yield from _requires_faults(recipe)
+    yield from _rule_faults(recipe)
     yield from _source_faults(recipe)
     for index, refusal in enumerate(recipe.refuse):
         if both := set(refusal.sm) & set(recipe.sm):
@@ -390,6 +398,7 @@ def _content_faults(one: Component) -> Iterator[tuple[str, str]]:
         yield "slim.licence", "must name the licence that allows the change"
     if one.slim and not _SHA256.fullmatch(one.slim.sha256):
         yield "slim.sha256", "must be the 64 hex digits of the licence's text"
+    yield from coverage_faults(one.coverage)
     for number, module in enumerate(one.imports):
         if not all(part.isidentifier() for part in module.split(".")):
             yield f"imports[{number}]", f"{module!r} is not the name of a module"
@@ -418,6 +427,9 @@ def _globs_of(one: Component) -> Iterator[tuple[str, str]]:
     for number, rpath in enumerate(one.rpath):
         for text in rpath.files:
             yield f"rpath[{number}].files", text
+    for number, coverage in enumerate(one.coverage):
+        for text in coverage.files:
+            yield f"coverage[{number}].files", text
     for text in one.slim.files if one.slim else ():
         yield "slim.files", text
 
@@ -459,6 +471,17 @@ def _stub_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"{path}.status", "must be from -65536 to 65535"
         if not one.message.isprintable() or not 0 < len(one.message) <= _MOST_MESSAGE:
             yield f"{path}.message", f"must be one line of at most {_MOST_MESSAGE} characters"
+
+
+def _rule_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Of what objects open by name, and of what is made on the host."""
+    yield from dlopen_faults(recipe.dlopen)
+    for index, rule in enumerate(recipe.dlopen):
+        for pattern in rule.files:
+            if fault := _glob_fault(pattern):
+                yield f"dlopen[{index}].files", fault
+    for index, row in enumerate(recipe.runtime):
+        yield from ((f"runtime[{index}].{key}", fault) for key, fault in runtime_faults(row))
 
 
 def _requires_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -1,16 +1,23 @@
-"""Prove that every DT_NEEDED of a tree is answered inside the tree, or by the few libraries that every host has."""
+"""Prove that all that a tree loads is inside the tree, or among the few libraries that every host has.
+
+That is every DT_NEEDED, and every name that an object is known to open at run time: by its own notes, or by a recipe.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from posixpath import dirname
+from types import MappingProxyType
 
+from composer.formats.dlopen import Dlopen
 from composer.formats.elf import Elf
 from composer.formats.loader import Loader, Lookup, Tree, entries, lexical
+from composer.model.dlopen import DlopenRule
 from composer.model.finding import Finding
+from composer.proofs._answers import Answers
 
 # glibc's own libraries that a minimal installation has; libcrypt and libnsl are separate packages by now.
 GLIBC_LIBRARIES = frozenset(
@@ -87,9 +94,24 @@ def program_of(tree: Tree, python: str) -> str | None:
     return program if program in tree.objects else None
 
 
-def check_bundle(tree: Tree, python: str) -> tuple[Finding, ...]:
+def dlopened(rules: Iterable[DlopenRule], paths: Iterable[str]) -> dict[str, tuple[Dlopen, ...]]:
+    """What objects open by the rules of a recipe, by their paths below the prefix, as `check_closure` takes it."""
+    rules = tuple(rules)
+    found = {
+        path: tuple(
+            Dlopen(names=(name,), required=not rule.optional, why=rule.reason)
+            for rule in rules if rule.covers(path) for name in rule.names
+        )
+        for path in paths
+    }  # fmt: skip
+    return {path: opened for path, opened in found.items() if opened}
+
+
+def check_bundle(
+    tree: Tree, python: str, opened: Mapping[str, Sequence[Dlopen]] = MappingProxyType({})
+) -> tuple[Finding, ...]:
     """`check_closure` of a bundle with its own program, or the host's."""
-    return check_closure(tree, program=program_of(tree, python), preloaded=LOADED_AT_START)
+    return check_closure(tree, program=program_of(tree, python), preloaded=LOADED_AT_START, opened=opened)
 
 
 def check_closure(
@@ -99,6 +121,7 @@ def check_closure(
     plugins: Collection[str] = PLUGIN_LIBRARIES,
     program: str | None = None,
     preloaded: Collection[str] = (),
+    opened: Mapping[str, Sequence[Dlopen]] = MappingProxyType({}),
 ) -> tuple[Finding, ...]:
     """What keeps the tree from being closed, in a stable order; no finding of severity `error` means that it is.
 
@@ -110,14 +133,17 @@ def check_closure(
     plugins: patterns of names whose absence only disables the object that wants them.
     program: the executable in the tree that loads the others; what it needs is in the process from its start.
     preloaded: further names that are known to be in the process beforehand; nothing else is assumed to be.
+    opened: what objects open by name at run time, by their paths, beside what their own notes say.
     """
-    loader = Loader(tree, program=program, preloaded=preloaded)
+    loader = Loader(tree, program=program, preloaded=preloaded, opened=opened)
     verdicts: dict[tuple[str, str], _Verdict] = {}
     loaded: set[str] = set()
+    answers = Answers(tree, preloaded)
     for root in sorted(path for path, elf in tree.objects.items() if elf.dynamic):
         for lookup in loader.load(root):
             if not matches(lookup.needed, host):
                 verdicts.setdefault((lookup.subject, lookup.needed), _Verdict()).add(lookup)
+                answers.add(lookup)
             if lookup.provider is not None:
                 loaded.add(lookup.provider)
     found = [
@@ -126,22 +152,28 @@ def check_closure(
         for finding in _judge(tree, loader, subject, needed, verdict, plugins=plugins, loaded=subject in loaded)
     ]
     found += [finding for path, elf in tree.objects.items() for finding in _outside(path, elf)]
+    found += answers.findings(loader)
     return tuple(sorted(found, key=lambda each: (each.subject, each.id, each.evidence)))
 
 
 class _Verdict:
     """What became of one DT_NEEDED name of one object, over all the ways in which that object is loaded."""
 
-    __slots__ = ("alone", "below", "providers", "runpath", "unusable")
+    __slots__ = ("alone", "below", "needed", "opened", "providers", "runpath", "unusable")
 
     def __init__(self) -> None:
         self.alone = False  # unanswered when the object is loaded by itself
+        self.needed = False  # it is a DT_NEEDED
+        self.opened: Dlopen | None = None  # it is opened at run time, and for what
         self.below: list[Lookup] = []  # unanswered when something else loads it
         self.providers: set[str] = set()
         self.runpath = False  # at least once answered by DT_RUNPATH
         self.unusable: set[str] = set()
 
     def add(self, lookup: Lookup) -> None:
+        self.needed |= lookup.opened is None
+        if lookup.opened and not (self.opened and self.opened.required):
+            self.opened = lookup.opened
         self.runpath |= lookup.how == "runpath"
         if lookup.provider is not None:
             self.providers.add(lookup.provider)
@@ -170,7 +202,7 @@ def _judge(
     for provider in verdict.providers:
         yield from _versions(tree, subject, needed, provider)
     if verdict.below or (verdict.alone and not loaded):
-        yield _missing(tree, loader, subject, needed, verdict.below, plugins)
+        yield _missing(tree, loader, subject, needed, verdict, plugins)
     elif verdict.alone:
         yield Finding(
             id="closure.loaded-alone", severity="note", subject=subject,
@@ -179,19 +211,25 @@ def _judge(
 
 
 def _missing(
-    tree: Tree, loader: Loader, subject: str, needed: str, below: list[Lookup], plugins: Collection[str]
+    tree: Tree, loader: Loader, subject: str, needed: str, verdict: _Verdict, plugins: Collection[str]
 ) -> Finding:
+    opened = None if verdict.needed else verdict.opened
     if matches(needed, plugins):
         return Finding(
-            id="closure.plugin",
-            severity="note",
-            subject=subject,
+            id="closure.plugin", severity="note", subject=subject,
             evidence=f"{needed} comes from the host, if it has it",
-        )
+        )  # fmt: skip
+    if opened and not opened.required:
+        unless = " unless another object has loaded it" if verdict.providers else ""
+        return Finding(
+            id="closure.optional", severity="note", subject=subject,
+            evidence=f"{' or '.join(opened.names)}, which it opens for {opened.why}, is not found{unless}",
+        )  # fmt: skip
     elf = tree.objects[subject]
     places = loader.places(needed, elf)
-    via = " <- ".join(below[0].chain[1:]) if below else ""
-    parts = [f"{needed} is not found"]
+    via = " <- ".join(verdict.below[0].chain[1:]) if verdict.below else ""
+    asked = f"{' or '.join(opened.names)}, which it opens for {opened.why}," if opened else needed
+    parts = [f"{asked} is not found"]
     parts += [f"when loaded by {via}"] if via else []
     parts += [f"though it is in {', '.join(places)}"] if places else []
     parts += ["and a DT_RUNPATH keeps the RPATH of what loads it from being used"] if elf.runpath else []

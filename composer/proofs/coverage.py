@@ -80,14 +80,19 @@ def check_coverage(
     return tuple(sorted(found, key=lambda each: (each.subject, each.id, each.evidence)))
 
 
-def compiled_from_ptx(code: Mapping[str, GpuImages], sms: Sequence[int], rules: Sequence[Coverage], *,
-                      site: str) -> tuple[str, ...]:  # fmt: skip
-    """The libraries that a target needs and from which the driver compiles PTX: it must know the PTX of their CUDA."""
-    wanted = [(sm, rule) for sm in sms for rule in rules if rule.applies(sm)]
-    return tuple(sorted(
-        path for path, images in code.items()
-        if any(rule.covers(path.removeprefix(site)) and _is_compiled(cover([images], sm), rule) for sm, rule in wanted)
-    ))  # fmt: skip
+def needed_libraries(code: Mapping[str, GpuImages], sms: Sequence[int], rules: Sequence[Coverage], *,
+                     site: str) -> dict[str, bool]:  # fmt: skip
+    """The libraries that the targets need, and whether the driver compiles PTX of them there.
+
+    Those with binaries for the fewest architectures come first: they are why no other GPU will do.
+    """
+    wanted = [(sm, rule) for sm in sms for rule in rules if rule.applies(sm) and rule.otherwise is None]
+    found: dict[str, bool] = {}
+    for path, images in sorted(code.items(), key=lambda item: (len(_binaries(item[1])), item[0])):
+        for sm, rule in wanted:
+            if images.shapes and rule.covers(path.removeprefix(site)):
+                found[path] = found.get(path, False) or _is_compiled(cover([images], sm), rule)
+    return found
 
 
 def _fate(shape: Shape, sm: int) -> tuple[str, int]:
@@ -120,12 +125,14 @@ def _by_rule(named: Mapping[str, GpuImages], gone: AbstractSet[str], sm: int, ru
 def _providers(named: Mapping[str, GpuImages], sm: int, rule: Coverage, matched: Mapping[str, Sequence[str]],
                site: str) -> Iterator[Finding]:  # fmt: skip
     """A provider counts as one thing: of thousands of loose cubins, most are for other architectures."""
-    for paths in matched.values():
+    for pattern, paths in matched.items():
         held = cover((named[path] for path in paths), sm)
+        if held.ptx and not held.native:
+            yield _compiled(held, sm, site + pattern)
         if held.native or held.ptx:
             return
     asked = ", ".join(f"{pattern} ({_counted(len(paths), 'file')})" for pattern, paths in matched.items())
-    yield Finding(id="coverage.at-run-time", severity="note", subject=site + rule.files[0],
+    yield Finding(id="coverage.fallback", severity="note", subject=site + rule.files[0],
                   evidence=f"nothing for SM {sm} in {asked}: {rule.otherwise}")  # fmt: skip
 
 
@@ -135,10 +142,10 @@ def _required(images: GpuImages, sm: int, rule: Coverage, path: str) -> Iterator
         return
     lacks = held.nothing > 0 if rule.requires == "every" else held.nothing == held.total
     if lacks or not held.total:
-        what = f"{held.nothing} of {_counted(held.total, 'container')} hold nothing" if held.total else "holds no code"
+        where = f"in {held.nothing} of its {_counted(held.total, 'container')}" if held.total else "nor for any other"
         yield Finding(
             id="coverage.nothing", severity="error", subject=path,
-            evidence=f"{what} for SM {sm}; it has {_kinds(images) or 'no GPU code at all'} ({rule.reason})",
+            evidence=f"nothing for SM {sm} {where}; it has {_kinds(images) or 'no GPU code'} ({rule.reason})",
             fix=f"Build it from source for SM {sm}, take a release that has it, or choose another target.",
         )  # fmt: skip
     if _is_compiled(held, rule):
@@ -153,7 +160,7 @@ def _is_compiled(held: Cover, rule: Coverage) -> bool:
 def _compiled(held: Cover, sm: int, path: str) -> Finding:
     return Finding(
         id="coverage.compiled", severity="note", subject=path,
-        evidence=f"{_counted(held.ptx, 'container')} of {held.total} with PTX only for SM {sm}, "
+        evidence=f"for SM {sm} it has only PTX in {held.ptx} of its {_counted(held.total, 'container')}, "
         f"{held.compiled / 1e6:.1f} MB: the driver compiles a container when it is first used, and keeps the result "
         "below CUDA_CACHE_PATH",
     )  # fmt: skip
@@ -179,8 +186,10 @@ def _unlisted(others: Mapping[str, GpuImages], sm: int, site: str) -> Iterator[F
 def _unreadable(named: Mapping[str, GpuImages], site: str) -> Iterator[Finding]:
     for path, images in named.items():
         if images.fault:
-            yield Finding(id="coverage.unreadable", severity="warning", subject=site + path, evidence=images.fault,
-                          fix="Fetch it again; if it stays so, its GPU code is of a form that is not known here.")  # fmt: skip
+            yield Finding(
+                id="coverage.unreadable", severity="warning", subject=site + path, evidence=images.fault,
+                fix="Fetch it again; if it stays so, its GPU code is of a form that is not known here.",
+            )  # fmt: skip
 
 
 def _grouped(code: Mapping[str, GpuImages]) -> dict[str, list[str]]:
@@ -190,6 +199,10 @@ def _grouped(code: Mapping[str, GpuImages]) -> dict[str, list[str]]:
         if images.shapes:
             grouped[f"{dirname(path)}/*.cubin" if path.endswith(".cubin") else path].append(path)
     return dict(grouped)
+
+
+def _binaries(images: GpuImages) -> frozenset[tuple[int, str]]:
+    return frozenset((one.sm, one.variant) for shape in images.shapes for one in shape.images if one.kind == "elf")
 
 
 def _kinds(images: GpuImages) -> str:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -64,6 +64,11 @@ _REMEDIES: Final = (
 _STACK: Final = re.compile(r"^(Current thread|Thread)[^\n]*:\n(  File [^\n]+)", re.MULTILINE)
 _LATE: Final = re.compile(r"^Timeout \(", re.MULTILINE)
 _EVIDENCE_LINES, _EVIDENCE_LENGTH = 3, 600
+_MOST_PROGRAM: Final = 120
+#: Programs that make code, by the last part of their paths; what else a module runs is only mentioned.
+_COMPILER: Final = re.compile(
+    r"(?:.*[-/])?(?:cc|c\+\+|gcc|g\+\+|clang|clang\+\+|nvcc|ptxas|ninja|cmake|make|ld|hipcc)(?:-[\d.]+)?\Z"
+)
 _START_SECONDS: Final = 30.0
 
 
@@ -78,30 +83,51 @@ def driver_functions(symbols: Iterable[Iterable[str]]) -> tuple[str, ...]:
 
 
 def check_imports(
-    prefix: Path, checks: Sequence[Check], *, host: Path | None = None, timeout: float = 300.0, jobs: int = 1
+    prefix: Path, checks: Sequence[Check], *, host: Path | None = None, timeout: float = 300.0, jobs: int = 1,
+    moved: bool = False,
 ) -> tuple[Finding, ...]:  # fmt: skip
     """Import each module with `prefix`/bin/python3; one error for each that fails, in the order of `checks`.
 
     Modules that need the driver are imported, in order, by one process, the others by another (`jobs` says whether at
     the same time), because each would load torch again. A module that ends its process (a crash, an exit, more than
     `timeout` seconds) is named, and the next process goes on after it. The environment is empty but for a temporary
-    home, the prefix's own bin on PATH and the stub on LD_LIBRARY_PATH. Where the kernel refuses to cut the network, a
-    note says so. host: the CPython that a bundle without its own is to use. Raises HostError when the temporary folder
-    cannot be written.
+    home, the prefix's own bin on PATH (no compiler of this machine is) and the stub on LD_LIBRARY_PATH. Where the
+    kernel refuses to cut the network, a note says so. What a module tries to run, or to reach, is found even if it gets
+    over the failure. host: the CPython that a bundle without its own is to use. Raises HostError when the temporary
+    folder cannot be written.
+
+    moved: import all again after the tree was renamed, for this time, to a name with a space; its owner alone may ask
+    for that.
     """
-    groups = [[one.module for one in checks if one.needs_driver is driver] for driver in (False, True)]
     prefix = prefix.absolute()
-    with _scratch() as scratch:
-        stub = _write_stub(prefix, scratch) if groups[1] else None
-        children = [
-            _Child(prefix=prefix, home=scratch / "bare", timeout=timeout, libraries=None, host=host),
-            _Child(prefix=prefix, home=scratch / "driver", timeout=timeout, libraries=stub, host=host),
-        ]
-        with ThreadPoolExecutor(max(1, jobs)) as pool:
-            answers = pool.map(_import_all, children, groups)
-            found = dict.fromkeys(finding for answer in answers for finding in answer)
     order = {check.module: place for place, check in enumerate(checks)}
+    with _scratch() as scratch:
+        stub = _write_stub(prefix, scratch) if any(check.needs_driver for check in checks) else None
+        world = _World(checks=checks, host=host, timeout=timeout, jobs=jobs, stub=stub)
+        found = world.imports(prefix, scratch / "here")
+        if moved and checks:
+            with _elsewhere(prefix) as place:
+                again = world.imports(place, scratch / "moved")
+            known = {one.subject for one in found if one.severity == "error"}
+            found += [_when_moved(one) for one in again if one.severity == "error" and one.subject not in known]
     return tuple(sorted(found, key=lambda finding: order.get(finding.subject, -1)))
+
+
+@contextlib.contextmanager
+def _elsewhere(prefix: Path) -> Iterator[Path]:
+    """The tree under another name beside its own, to which it returns."""
+    with host_errors(prefix):
+        place = Path(tempfile.mkdtemp(prefix=f"{prefix.name} moved ", dir=prefix.parent))
+        try:
+            prefix.rename(place)
+        except OSError:
+            place.rmdir()
+            raise
+    try:
+        yield place
+    finally:
+        with host_errors(prefix):
+            place.rename(prefix)
 
 
 @contextlib.contextmanager
@@ -142,6 +168,30 @@ def _symbols_if_driver(path: Path) -> frozenset[str]:
             if DRIVER in read_elf(view, str(path)).needed:
                 return undefined_symbols(view, str(path))
     return frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _World:
+    """What is the same wherever the tree is. stub: the folder of the stub, if one is needed."""
+
+    checks: Sequence[Check]
+    host: Path | None
+    timeout: float
+    jobs: int
+    stub: Path | None
+
+    def imports(self, prefix: Path, home: Path) -> list[Finding]:
+        """Import all; nothing is said twice."""
+        with host_errors(home):
+            home.mkdir()
+        groups = [[one.module for one in self.checks if one.needs_driver is driver] for driver in (False, True)]
+        children = [
+            _Child(prefix=prefix, home=home / name, timeout=self.timeout, libraries=libraries, host=self.host)
+            for name, libraries in (("bare", None), ("driver", self.stub))
+        ]
+        with ThreadPoolExecutor(max(1, self.jobs)) as pool:
+            answers = pool.map(_import_all, children, groups)
+            return list(dict.fromkeys(finding for answer in answers for finding in answer))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +277,10 @@ class _Outcome:
                 ended.add(subject)
                 if rest[0]:
                     yield _not_imported(subject, rest[0])
+            elif event == "program":
+                yield _runs(subject, rest[0])
+            elif event == "reach":
+                yield _reaches(subject, rest[0])
         if not self.begun:
             yield _no_interpreter(f"{self.ending} | {_tail(self.log)}")
         elif self.ending or self.begun[-1] not in ended:
@@ -245,6 +299,30 @@ def _no_interpreter(evidence: str) -> Finding:
     return Finding(
         id="import.interpreter", severity="error", subject="bin/python3", evidence=evidence,
         fix="Verify on a machine of the bundle's platform, with at least its glibc.",
+    )  # fmt: skip
+
+
+def _runs(module: str, program: str) -> Finding:
+    evidence = f"runs {program[:_MOST_PROGRAM]!r} when it is imported"
+    if not _COMPILER.match(program.partition(" ")[0]):
+        return Finding(id="import.program", severity="note", subject=module, evidence=evidence)
+    return Finding(
+        id="import.compiles", severity="warning", subject=module, evidence=evidence,
+        fix="Add what it compiles to the bundle, made ahead, or patch it.",
+    )  # fmt: skip
+
+
+def _reaches(module: str, host: str) -> Finding:
+    return Finding(
+        id="import.reaches", severity="warning", subject=module, evidence=f"tries to reach {host} when it is imported",
+        fix="Patch it: a module must not use the network when it is imported.",
+    )  # fmt: skip
+
+
+def _when_moved(finding: Finding) -> Finding:
+    return replace(
+        finding, id="import.moved", evidence=f"imported where it was, and not after a move: {finding.evidence}",
+        fix="Find the absolute path that it holds.",
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,11 +16,12 @@ from composer.model.globs import matches
 
 #: Distributions whose modules are not called as they are.
 _DISTRIBUTIONS: Final[Mapping[str, str]] = {
-    "PIL": "pillow", "attr": "attrs", "bs4": "beautifulsoup4", "cudnn": "nvidia-cudnn-frontend", "cutlass":
-    "nvidia-cutlass-dsl", "cv2": "opencv-python", "dateutil": "python-dateutil", "decord": "decord2", "git": "gitpython",
-    "google.protobuf": "protobuf", "grpc": "grpcio", "grpc_health": "grpcio-health-checking", "grpc_reflection":
-    "grpcio-reflection", "multipart": "python-multipart", "pynvml": "nvidia-ml-py", "quack": "quack-kernels", "sklearn":
-    "scikit-learn", "skimage": "scikit-image", "tvm_ffi": "apache-tvm-ffi", "yaml": "pyyaml", "zmq": "pyzmq",
+    "PIL": "pillow", "attr": "attrs", "bs4": "beautifulsoup4", "cudnn": "nvidia-cudnn-frontend",
+    "cutlass": "nvidia-cutlass-dsl", "cv2": "opencv-python", "dateutil": "python-dateutil", "decord": "decord2",
+    "git": "gitpython", "google.protobuf": "protobuf", "grpc": "grpcio", "grpc_health": "grpcio-health-checking",
+    "grpc_reflection": "grpcio-reflection", "multipart": "python-multipart", "pynvml": "nvidia-ml-py",
+    "quack": "quack-kernels", "skimage": "scikit-image", "sklearn": "scikit-learn", "tvm_ffi": "apache-tvm-ffi",
+    "yaml": "pyyaml", "zmq": "pyzmq",
 }  # fmt: skip
 _SHOWN = 4
 
@@ -66,17 +67,15 @@ def check_modules(
     imports_of: what the source at a path imports; None for a file that is no source. Only sources that are reached are
     asked for. A submodule that is not there is reported where a prune rule took it: others may be made at run time.
     """
-    found: dict[str, list[_Step]] = {}
-    for step in _reached(tree, imports_of, roots):
-        if fault := _absent(tree, step, left):
-            found.setdefault(fault, []).append(step)
-    return tuple(_finding(tree, module, steps, left) for module, steps in found.items())
+    editors: set[str] = set()
+    steps = list(_reached(tree, imports_of, roots, editors))
+    return tuple(_finding(tree, step, left) for step in steps if _is_missing(tree, step, left, editors))
 
 
-def unreached(tree: PythonTree, imports: Mapping[str, SourceImports], left: Left) -> tuple[Finding, ...]:
-    """What dropping a distribution costs: a note for each that any source imports, unless it can do without.
+def check_losses(tree: PythonTree, imports: Mapping[str, SourceImports], left: Left) -> tuple[Finding, ...]:
+    """What leaving out a distribution costs: a note for each that some source cannot be imported without.
 
-    imports: of all sources of site-packages, by path. Those that `check_modules` reaches are not left out: it has errors for them.
+    imports: of all sources of site-packages, by path; it does not matter whether `check_modules` reaches them.
     """
     users: dict[str, list[str]] = {}
     for path, source in imports.items():
@@ -85,7 +84,7 @@ def unreached(tree: PythonTree, imports: Mapping[str, SourceImports], left: Left
             users.setdefault(name, []).append(path)
     return tuple(
         Finding(
-            id="imports.unreached", severity="note", subject=paths[0],
+            id="imports.lost", severity="note", subject=paths[0],
             evidence=f"{_many(paths)} cannot be imported without {name}, left out: {left.dropped[name]}",
         )
         for name, paths in sorted(users.items())
@@ -93,9 +92,12 @@ def unreached(tree: PythonTree, imports: Mapping[str, SourceImports], left: Left
 
 
 def _reached(
-    tree: PythonTree, imports_of: Callable[[str], SourceImports | None], roots: Iterable[str]
+    tree: PythonTree, imports_of: Callable[[str], SourceImports | None], roots: Iterable[str], editors: set[str]
 ) -> Iterator[_Step]:
-    """Every name that gets imported, once per name, nearest first; also those that are not there."""
+    """Every name that gets imported, once per name, nearest first; also those that are not there.
+
+    editors: gets the top-level packages that change sys.path.
+    """
     todo = deque(_Step(module=name) for root in roots for name in _with_parents(root))
     seen: set[str] = set()
     while todo:
@@ -107,6 +109,8 @@ def _reached(
         path = tree.files.get(step.module, "")
         if "/site-packages/" not in path or not (source := imports_of(path)):
             continue
+        if source.edits_path:
+            editors.add(step.module.partition(".")[0])
         for one in source.imports:
             todo += (_Step(module=name, by=step, line=one.line) for name in _names(tree, step.module, one))
 
@@ -132,22 +136,21 @@ def _with_parents(module: str) -> Iterator[str]:
         yield ".".join(parts[:count])
 
 
-def _absent(tree: PythonTree, step: _Step, left: Left) -> str | None:
-    """The name to report when a module is not there, and should be."""
+def _is_missing(tree: PythonTree, step: _Step, left: Left, editors: Collection[str]) -> bool:
     if tree.has(step.module):
-        return None
-    parent, _, name = step.module.rpartition(".")
-    if not parent:
-        return None if _is_elsewhere(tree, step) else step.module
-    taken = tree.is_package(parent) and _pruned_by(step.module, left)
-    return step.module if taken else None
-
-
-def _is_elsewhere(tree: PythonTree, step: _Step) -> bool:
-    """Whether the importer's package has the module somewhere inside, as packages do that put a folder on sys.path."""
-    if step.by is None:
         return False
-    inside = f"/site-packages/{step.by.module.partition('.')[0]}/"
+    parent = step.module.rpartition(".")[0]
+    if not parent:
+        return not _is_inside(tree, step, editors)
+    return tree.is_package(parent) and _pruned_by(step.module, left) is not None
+
+
+def _is_inside(tree: PythonTree, step: _Step, editors: Collection[str]) -> bool:
+    """Whether the importer's package puts folders of its own on sys.path, and has the module in one."""
+    package = step.by.module.partition(".")[0] if step.by else ""
+    if package not in editors:
+        return False
+    inside = f"/site-packages/{package}/"
     ends = (f"/{step.module}.py", f"/{step.module}/__init__.py")
     return any(path.endswith(ends) and inside in path for path in tree.paths)
 
@@ -160,10 +163,10 @@ def _pruned_by(module: str, left: Left) -> str | None:
     return None
 
 
-def _finding(tree: PythonTree, module: str, steps: Sequence[_Step], left: Left) -> Finding:
-    (step, *_) = steps
-    chain = " > ".join(f"{one.module}" for one in step.chain())
-    importer = step.by and tree.files.get(step.by.module)
+def _finding(tree: PythonTree, step: _Step, left: Left) -> Finding:
+    module = step.module
+    chain = " > ".join(one.module for one in step.chain())
+    importer = tree.files.get(step.by.module) if step.by else None
     where = f"{chain} (line {step.line} of {step.by.module})" if step.by else f"{chain}, which the recipe names"
     cause, fix = _cause(module, left)
     return Finding(

@@ -29,7 +29,7 @@ class _Gate:
             self.pending = False
 
 
-def _gpus() -> list[tuple[str, int]]:
+def gpus() -> list[tuple[str, int]]:
     """(name, SM) of every GPU that the driver shows; none where there is no driver, or one without these functions."""
     import ctypes
 
@@ -54,7 +54,7 @@ def _gpus() -> list[tuple[str, int]]:
     return found
 
 
-def _runs(sm: int, built: int, *, ptx: bool) -> bool:
+def runs(sm: int, built: int, *, ptx: bool) -> bool:
     """Whether code built for one SM runs on another: of the same major and not newer, and never on or from a Jetson.
 
     From 9.0 on the kernels are specific to their SM (`sm_90a`). The driver compiles PTX for every later one.
@@ -74,17 +74,18 @@ def _check() -> None:
             target = json.load(stream)
     except (OSError, ValueError):
         return
-    gpus = _gpus()
-    if not gpus or any(_runs(sm, built, ptx=target["ptx"]) for _, sm in gpus for built in target["sm"]):
+    found = gpus()
+    if not found or any(runs(sm, built, ptx=target["ptx"]) for _, sm in found for built in target["sm"]):
         return
     built = ", ".join(f"SM {sm}" for sm in target["sm"])
-    found = ", ".join(f"{name} (SM {sm})" for name, sm in dict.fromkeys(gpus))
+    present = ", ".join(f"{name} (SM {sm})" for name, sm in dict.fromkeys(found))
     sys.stderr.write(
-        f"{target['name']}: this bundle was built for {built}; this host has {found}\n"
+        f"{target['name']}: this bundle was built for {built}; this host has {present}\n"
         f"  why: code for other GPUs was left out of it, so kernels would fail\n"
-        f"  fix: use a bundle built with --sm {gpus[0][1]} (to try this one all the same: {_SKIP}=off)\n"
+        f"  fix: use a bundle built with --sm {found[0][1]} (to try this one all the same: {_SKIP}=off)\n"
     )
     raise SystemExit(10)
 
 
-sys.meta_path.insert(0, _Gate())
+if __name__ == "_compose_gpu":
+    sys.meta_path.insert(0, _Gate())

@@ -14,7 +14,9 @@ import msgspec
 
 from composer._fs import host_errors
 from composer.errors import HostError
-from composer.formats.elf import Elf, is_elf, read_elf
+from composer.formats.elf import is_elf, read_elf
+from composer.formats.linkage import read_linkage
+from composer.formats.notes import minimum_kernel
 from composer.interpreter import HostProvider, InterpreterTree, PathProvider, TreeEntry
 from composer.interpreter.archive import unpack
 from composer.model.layer import Changes, FileChange, Layer
@@ -24,8 +26,8 @@ from composer.steps.outline import Interpreter
 from composer.steps.plan import BaseFile, Options
 from composer.store import Store, key_of
 
-_VERSION = 1
-_OWN_VERSION = 2
+_VERSION = 3
+_OWN_VERSION = 3
 
 
 class InterpreterFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,7 +108,7 @@ def _write(store: Store, tree: InterpreterTree, compiler: Path | None, bytecode:
         return writer.finish(name="cpython", version=tree.version)
 
     stored_layer(store, key, fill, level=options.level, mtime=options.mtime)
-    files = [BaseFile(path=one.path, target=one.target or None, elf=_elf(one)) for one in tree.entries]
+    files = [_base_file(one) for one in tree.entries]
     warnings = [*tree.warnings]
     if options.bytecode and bytecode is None:
         warnings.append(f"modules are not compiled ahead of time: that takes a CPython {tree.minor} on this machine, "
@@ -123,11 +125,16 @@ def _with_bytecode(tree: InterpreterTree, compiler: Path | None) -> Mapping[str,
     return entries | compile_sources(compiler, sources, f"cpython-{tree.minor.replace('.', '')}")
 
 
-def _elf(entry: TreeEntry) -> Elf | None:
-    if entry.kind != "file" or entry.path.endswith((".py", ".h", ".txt")):
-        return None
-    data = entry.read()
-    return read_elf(data, entry.path) if is_elf(data[:64]) else None
+def _base_file(entry: TreeEntry) -> BaseFile:
+    data = entry.read() if entry.kind == "file" and not entry.path.endswith((".py", ".h", ".txt")) else b""
+    if not is_elf(data[:64]):
+        return BaseFile(path=entry.path, target=entry.target or None)
+    return _object(entry.path, data)
+
+
+def _object(path: str, data: bytes) -> BaseFile:
+    return BaseFile(path=path, elf=read_elf(data, path), linkage=read_linkage(data, path),
+                    kernel=minimum_kernel(data, path))  # fmt: skip
 
 
 def own_layer(store: Store, files: Sequence[OwnFile], interpreter: Interpreter, facts: InterpreterFacts,
@@ -148,9 +155,7 @@ def own_layer(store: Store, files: Sequence[OwnFile], interpreter: Interpreter, 
 
     if not find_layer(store, key):
         stored_layer(store, key, fill, level=options.level, mtime=options.mtime)
-    return key, [
-        BaseFile(path=one.path, elf=read_elf(one.data, one.path) if is_elf(one.data[:64]) else None) for one in ordered
-    ]
+    return key, [_object(one.path, one.data) if is_elf(one.data[:64]) else BaseFile(path=one.path) for one in ordered]
 
 
 def _own_bytecode(store: Store, files: Sequence[OwnFile], interpreter: Interpreter,

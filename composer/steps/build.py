@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 import composer
 from composer._fs import host_errors
 from composer.errors import HostError
@@ -18,6 +20,7 @@ from composer.model.layer import Layer
 from composer.model.lock import LockedPackage
 from composer.model.manifest import Check, Manifest, fingerprint_of
 from composer.model.plan import BuiltFacts, LeftOut, PlannedLayer, Summary, WheelPlan
+from composer.proofs.content import Content
 from composer.steps.base import InterpreterFacts, compiler, interpreter_layer, own_layer
 from composer.steps.edit import Tools, write_wheel
 from composer.steps.fetch import Fetched, FetchEvent, artifact_path, fetch
@@ -25,11 +28,26 @@ from composer.steps.layer import LayerWriter, find_layer, stored_layer
 from composer.steps.outline import Outline
 from composer.steps.own import debian_mirrors, own_files, releases
 from composer.steps.pack import Ready, is_packed, pack, read_checksum
-from composer.steps.plan import Options, Plan, draft_wheels, kept_files, plan_wheels, summary_edits, wheel_key
+from composer.steps.plan import (
+    Options,
+    Plan,
+    coverage_rules,
+    dlopen_rules,
+    draft_wheels,
+    kept_files,
+    plan_wheels,
+    refuse_findings,
+    summary_edits,
+    wheel_key,
+)
+from composer.steps.proofs import prove_content
 from composer.steps.sourcing import build_all, facts, is_built
 from composer.steps.stubs import stub_files
 from composer.steps.survey import Survey, Wanted, WheelFile, read_objects, survey_wheels
 from composer.store import Store
+
+#: What the texts of a layer say, by the layer's key.
+_CONTENT = "content"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,12 +147,12 @@ def prepare(outline: Outline, store: Store, settings: Settings, options: Options
     surveys = survey_wheels(store, wheels, outline.target.python, jobs=settings.jobs, listener=listener)
     drafts = draft_wheels(outline, surveys, options, interpreter.bytecode)
     wanted = {draft.name: _wanted(draft, surveys[draft.name], wheels[draft.name]) for draft in drafts}
-    objects = read_objects(store, wanted, options.level, jobs=settings.jobs, listener=listener)
+    facts = read_objects(store, wanted, options.level, jobs=settings.jobs, listener=listener)
     ours = own_files(outline, fetched, store, options)
     ours += stub_files(outline, wheels, surveys, store)
     own_key, own = own_layer(store, ours, outline.interpreter, interpreter, options)
     sizes = {name: sum(file.member.size for file in survey.files) for name, survey in surveys.items()}
-    plan = plan_wheels(outline, drafts, surveys, objects, [*interpreter.files, *own])
+    plan = plan_wheels(outline, drafts, surveys, facts, [*interpreter.files, *own], options)
     keyed = {
         wheel_key(wheel): wheel for wheel in sorted(plan.wheels, key=lambda wheel: (-sizes[wheel.name], wheel.name))
     }
@@ -249,7 +267,7 @@ def build(prepared: Prepared, store: Store, settings: Settings, output: Path, li
             return Built(path=output, digest=read_checksum(output), manifest=_manifest(prepared, layers),
                          up_to_date=True)  # fmt: skip
         with contextlib.closing(_ready_layers(prepared, store, settings, listener)) as ready:
-            digest, manifest = pack(store, ready, functools.partial(_manifest, prepared), output,
+            digest, manifest = pack(store, ready, functools.partial(_proven, prepared, store), output,
                                     mtime=prepared.options.mtime, listener=listener)  # fmt: skip
     return Built(path=output, digest=digest, manifest=manifest, up_to_date=False)
 
@@ -318,11 +336,22 @@ def _make(prepared: Prepared, key: str, tools: Tools, store: Store, stop: thread
     with store.scratch() as scratch:
 
         def fill(writer: LayerWriter) -> Layer:
-            return write_wheel(writer, plan, path, tools, scratch)
+            return write_wheel(writer, plan, path, tools, scratch, functools.partial(store.save, _CONTENT, key))
 
         layer = stored_layer(store, key, fill, level=plan.level, mtime=plan.mtime, progress=progress)
     listener(Event(step="layer", subject=plan.name, finished=True))
     return layer
+
+
+def _proven(prepared: Prepared, store: Store, layers: list[Layer]) -> Manifest:
+    """The manifest of a bundle whose texts hold together. VerifyError, before anything is shipped, when they do not."""
+    manifest = _manifest(prepared, layers)
+    keyed = zip(prepared.keys, layers, strict=True)
+    contents = {layer.name: store.load(_CONTENT, key, Content) or Content() for key, layer in keyed}
+    findings = prove_content(manifest, contents)
+    refuse_findings(findings)
+    warnings = [f"{one.subject}: {one.evidence}" for one in findings if one.severity == "warning"]
+    return msgspec.structs.replace(manifest, warnings=(*manifest.warnings, *warnings))
 
 
 def _manifest(prepared: Prepared, layers: list[Layer]) -> Manifest:
@@ -338,6 +367,7 @@ def _manifest(prepared: Prepared, layers: list[Layer]) -> Manifest:
         recipe=_recipe_facts(outline), lock=outline.lock.recipe, target=target_facts(outline),
         python=prepared.interpreter.version, interpreter=outline.interpreter.label, torch=_torch(prepared),
         built=built_facts(outline), slim=prepared.options.slim,
-        serve=recipe.serve, floors=prepared.plan.floors, checks=checks,
+        serve=recipe.serve, floors=prepared.plan.floors, coverage=coverage_rules(outline), checks=checks,
+        dlopen=dlopen_rules(outline), runtime=[row for row in recipe.runtime if row.of in names],
         left_out=prepared.left_out, warnings=prepared.warnings, layers=layers,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from composer.launchers import rewrite_script, script_launcher
 from composer.model.globs import matches
 from composer.model.layer import Changes, FileChange, Layer, PruneChange, RequiresChange
 from composer.model.plan import RpathEdit, WheelPlan
+from composer.proofs.content import Content, is_told, read_content
 from composer.steps.bytecode import compile_sources
 from composer.steps.layer import LayerWriter
 from composer.steps.rpath import apply_rpath
@@ -76,14 +77,17 @@ def is_bytecode(path: str) -> bool:
     return "/__pycache__/" in path
 
 
-def write_wheel(writer: LayerWriter, plan: WheelPlan, path: Path, tools: Tools, scratch: Path) -> Layer:
+def write_wheel(writer: LayerWriter, plan: WheelPlan, path: Path, tools: Tools, scratch: Path,
+                told: Callable[[Content], None]) -> Layer:  # fmt: skip
     """Append the edited distribution of the wheel at `path` to a layer and finish it.
+
+    told: takes what the layer's texts say, before the layer is finished.
 
     WheelError when the wheel is unsound, IntegrityError when it is not the locked one, RecipeError when an edit of the
     recipe does not fit it.
     """
     with mapped_wheel(path, plan.artifact) as view:
-        return _Distribution(view, read_wheel(view, plan.filename), plan, tools, scratch).write(writer)
+        return _Distribution(view, read_wheel(view, plan.filename), plan, tools, scratch).write(writer, told)
 
 
 class _Distribution:
@@ -100,7 +104,7 @@ class _Distribution:
         self._rpath = {edit.path: edit for edit in plan.rpath}
         self._ledger = _Ledger()
 
-    def write(self, writer: LayerWriter) -> Layer:
+    def write(self, writer: LayerWriter, told: Callable[[Content], None]) -> Layer:
         files = self._files()
         if lost := self._rpath.keys() - files.keys():
             raise AssertionError(f"RPATH edits of files that are not there: {sorted(lost)}")
@@ -111,7 +115,10 @@ class _Distribution:
         rows = {self._in_record(entry.path): RecordRow(sha256=bytes.fromhex(entry.sha256), size=entry.size)
                 for entry in writer.entries if entry.target is None}  # fmt: skip
         record = f"{self._wheel.dist_info}/RECORD"
-        writer.data(self._site + record, render_record({**rows, record: RecordRow()}))
+        listed = render_record({**rows, record: RecordRow()})
+        writer.data(self._site + record, listed)
+        texts = ((path, self._bytes(file)) for path, file in files.items() if is_told(path))
+        told(read_content([*texts, (self._site + record, listed)]))
         return writer.finish(
             name=self._plan.name, version=self._plan.version, artifact=self._plan.artifact,
             changes=self._ledger.changes(None if self._plan.slim else self._plan.untouched),
@@ -212,16 +219,18 @@ class _Distribution:
 
     def _check_pth(self, files: Mapping[str, _File]) -> None:
         """A `.pth` file runs at every start, so the recipe must name its very bytes."""
-        allowed = {rule.file: rule.sha256 for rule in self._plan.pth}
+        allowed = {rule.file: rule for rule in self._plan.pth}
         for member_path in self._wheel.pth_files:
             path = install_path(self._wheel, member_path, self._plan.python)
             if path not in files:
                 continue
             name, digest = path.removeprefix(self._site), self._digest_of(self._wheel.members[member_path])
-            if allowed.get(name) != digest:
+            rule = allowed.get(name)
+            if rule is None or rule.sha256 != digest:
                 raise RecipeError("a .pth file that the recipe does not allow", where=f"{self._plan.name}: {name}",
                                   why="it is executed at every start of the interpreter",
                                   fix=f"Read it, then prune it or list it under pth with sha256 {digest}.")  # fmt: skip
+            self._note("pth", path, digest, rule.reason)
 
     def _bytecode(self, files: Mapping[str, _File]) -> Iterator[tuple[str, bytes]]:
         if self._plan.bytecode is None or self._tools.python is None:

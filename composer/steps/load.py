@@ -19,7 +19,7 @@ from composer.model.target import Target, Targets, parse_targets
 #: Larger files are not recipes; a limit so that a hostile one costs nothing.
 _MAX_BYTES = 1 << 20
 #: Keys whose lists an included file may add to.
-_MERGED = ("component", "requires", "untouched", "native", "interpreter")
+_MERGED = ("component", "requires", "untouched", "native", "interpreter", "dlopen", "runtime")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

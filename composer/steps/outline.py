@@ -18,7 +18,7 @@ from composer.model.manifest import HOST
 from composer.model.overlay import HOST_PYTHON, PRIVATE
 from composer.model.plan import LeftOut
 from composer.model.recipe import Archive, Recipe, RequiresEdit
-from composer.model.target import Target, parse_isa, parse_sm
+from composer.model.target import Target, Targets, parse_isa, parse_sm
 from composer.steps.fetch import artifact_path, is_reachable
 from composer.steps.load import LoadedRecipe, LocalFile, load_recipe, load_targets
 from composer.steps.locks import LockOptions, ensure_lock
@@ -87,6 +87,7 @@ class Outline:
     torch: str
     sourcing: Sourcing = field(default_factory=Sourcing)
     private: bool = False
+    targets: Targets
 
     @property
     def recipe(self) -> Recipe:
@@ -127,7 +128,7 @@ def outline(request: Request, store: Store) -> Outline:
     packages, left_out = _select(loaded.recipe, lock, sm, sourcing)
     return Outline(
         loaded=loaded, target=target, interpreter=interpreter, lock=lock, packages=packages, left_out=left_out,
-        warnings=notes, torch=about_torch(sourcing, lock), sourcing=sourcing, private=request.private,
+        warnings=notes, torch=about_torch(sourcing, lock), sourcing=sourcing, private=request.private, targets=targets,
     )  # fmt: skip
 
 

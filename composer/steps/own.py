@@ -52,6 +52,9 @@ def own_files(outline: Outline, fetched: Fetched, store: Store, options: Options
         OwnFile(path=f"{site}/_compose_gpu.py", data=(_PACKAGE / "runtime/gpu.py").read_bytes()),
         # Not sitecustomize.py: that name is the host's or the distribution's, and Debian's CPython has one.
         OwnFile(path=f"{site}/_compose_environment.pth", data=b"import _compose_environment, _compose_gpu\n"),
+        # After _compose_fallback.pth, in the order of their names: it looks at the C++ runtime that was loaded there.
+        OwnFile(path=f"{site}/_compose_floors.py", data=(_PACKAGE / "runtime/floors.py").read_bytes()),
+        OwnFile(path=f"{site}/_compose_floors.pth", data=b"import _compose_floors\n"),
         OwnFile(path="share/compose/target.json", data=_target(outline, options)),
     ]
     if not options.redistributable:

@@ -23,6 +23,7 @@ from composer.formats import tar
 from composer.formats.seekable import Frame, render_seek_table
 from composer.model.layer import Layer
 from composer.model.manifest import FINGERPRINT_PATH, MANIFEST_PATH, Manifest
+from composer.proofs.floors import FLOORS_PATH, render_floors
 from composer.steps.bundle import open_bundle
 from composer.steps.layer import SUFFIX, compressor
 from composer.steps.survey import mapped
@@ -103,7 +104,10 @@ def _progress(output: Path, done: int) -> Event:
 
 def _manifest_segment(manifest: Manifest, mtime: int) -> bytes:
     """The manifest first, because `open_bundle` reads no further."""
-    files = ((MANIFEST_PATH, msgspec.json.encode(manifest)), (FINGERPRINT_PATH, manifest.fingerprint.encode()))
+    files = (
+        (MANIFEST_PATH, msgspec.json.encode(manifest)), (FINGERPRINT_PATH, manifest.fingerprint.encode()),
+        (FLOORS_PATH, render_floors(manifest.name, manifest.floors)),
+    )  # fmt: skip
     return b"".join(
         tar.file_header(path, size=len(data), mode=0o644, mtime=mtime) + data + tar.padding(len(data))
         for path, data in files

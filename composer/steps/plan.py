@@ -18,24 +18,31 @@ from packaging.utils import canonicalize_name
 
 from composer.errors import CollisionError, RecipeError, VerifyError
 from composer.formats.elf import Elf
+from composer.formats.gpu_images import GpuImages, cubin_images
+from composer.formats.linkage import Linkage
 from composer.formats.loader import Tree
 from composer.formats.tar import DEFAULT_MTIME
+from composer.model.coverage import Coverage
+from composer.model.dlopen import DlopenRule
 from composer.model.finding import Finding
 from composer.model.globs import matches
 from composer.model.lock import LockedPackage
 from composer.model.manifest import Floor
 from composer.model.plan import PatchFile, RpathEdit, SlimEdit, WheelPlan
 from composer.model.recipe import Component, Prune, RequiresEdit, Slim
-from composer.proofs.closure import LOADED_AT_START, check_bundle, floors, program_of
+from composer.proofs.abi import check_loading
+from composer.proofs.closure import LOADED_AT_START, dlopened, program_of
+from composer.proofs.coverage import check_coverage, needed_libraries
+from composer.proofs.floors import cpu_floor, host_floors, sm_floor
 from composer.steps.edit import is_bytecode
 from composer.steps.outline import Outline
 from composer.steps.resolve import marker_environment
 from composer.steps.rpath import edited_tree, plan_rpaths
-from composer.steps.survey import Survey, SurveyedFile
+from composer.steps.survey import ObjectFacts, Survey, SurveyedFile
 from composer.store import key_of
 
 #: Raise it whenever the same plan would give other bytes.
-_LAYER_VERSION = 1
+_LAYER_VERSION = 2
 #: Raise it whenever slimming the same object for the same target would give other bytes.
 _SLIM_VERSION = 1
 LEVELS = {"fast": 3, "default": 9, "max": 19}
@@ -85,11 +92,13 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseFile:
-    """A file or link of the bundle that no wheel brings. elf: when it is an object."""
+    """A file or link of the bundle that no wheel brings. elf, linkage: of an object; kernel: by its ABI note."""
 
     path: str
     target: str | None = None
     elf: Elf | None = None
+    linkage: Linkage | None = None
+    kernel: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,24 +130,25 @@ def kept_files(draft: WheelPlan, survey: Survey) -> list[SurveyedFile]:
 
 
 def plan_wheels(outline: Outline, drafts: Sequence[WheelPlan], surveys: Mapping[str, Survey],
-                objects: Mapping[str, Elf], base: Sequence[BaseFile]) -> Plan:  # fmt: skip
+                facts: Mapping[str, ObjectFacts], base: Sequence[BaseFile], options: Options) -> Plan:  # fmt: skip
     """Plan RPATHs over the whole tree and judge it.
 
     RecipeError for a link that cannot be, CollisionError or VerifyError for a bundle that could not work.
 
-    objects: every shared object of the kept files, by path.
+    facts: of every shared object of the kept files, by path.
     """
     _refuse_unmet(outline, surveys)
     kept = {draft.name: _owned(kept_files(draft, surveys[draft.name]), surveys[draft.name]) for draft in drafts}
     RecipeError.collect([fault for draft in drafts for fault in _link_faults(draft, kept[draft.name])])
     _refuse_collisions(drafts, kept, base)
-    tree = _tree(drafts, kept, objects, base)
+    tree = _tree(drafts, kept, {path: one.elf for path, one in facts.items()}, base)
     edits = _rpath_edits(outline, drafts, kept, tree)
     wheels = tuple(msgspec.structs.replace(draft, rpath=edits.get(draft.name, ())) for draft in drafts)
     finished = edited_tree(tree, [edit for changes in edits.values() for edit in changes])
-    findings = check_bundle(finished, outline.target.python)
-    _refuse_findings(findings)
-    return Plan(wheels=wheels, findings=findings, floors=_floors(finished.objects))
+    code = {**{path: one.gpu for path, one in facts.items()}, **_cubins(drafts, surveys)}
+    findings = (*_loading(outline, finished, facts, base), *_coverage(outline, code))
+    refuse_findings(findings)
+    return Plan(wheels=wheels, findings=findings, floors=_floors(outline, finished.objects, code, base, options))
 
 
 def wheel_key(plan: WheelPlan) -> str:
@@ -339,7 +349,8 @@ def _rpath_rules(outline: Outline) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def _refuse_findings(findings: Sequence[Finding]) -> None:
+def refuse_findings(findings: Sequence[Finding]) -> None:
+    """VerifyError with every finding that is an error."""
     faults = [
         VerifyError(f"{one.id}: {one.evidence}", where=one.subject, fix=one.fix)
         for one in findings if one.severity == "error"
@@ -347,11 +358,57 @@ def _refuse_findings(findings: Sequence[Finding]) -> None:
     VerifyError.collect(faults)
 
 
-def _floors(objects: Mapping[str, Elf]) -> dict[str, Floor]:
-    """Over all objects but the interpreter's fallback libraries, which only serve hosts that lack their own."""
-    found = floors({path: elf for path, elf in objects.items() if not path.startswith("lib/fallback/")})
-    rows = (("glibc", found.glibc), ("libstdc++ GLIBCXX", found.glibcxx), ("libstdc++ CXXABI", found.cxxabi))
-    return {name: Floor(version=str(one), because=one.setters[0]) for name, one in rows if one}
+def dlopen_rules(outline: Outline) -> tuple[DlopenRule, ...]:
+    """The rules of the distributions that are in the bundle."""
+    names = {one.name for one in outline.packages}
+    return tuple(rule for rule in outline.recipe.dlopen if rule.of in names)
+
+
+def _loading(outline: Outline, tree: Tree, facts: Mapping[str, ObjectFacts],
+             base: Sequence[BaseFile]) -> Iterator[Finding]:  # fmt: skip
+    """Whether the loader finds every library and every symbol. Edits change neither names nor symbols."""
+    linkage = {file.path: file.linkage for file in base if file.linkage}
+    linkage |= {path: one.linkage for path, one in facts.items()}
+    opened = dlopened(dlopen_rules(outline), tree.objects)
+    yield from check_loading(tree, linkage, outline.target.python, opened)
+
+
+def coverage_rules(outline: Outline) -> tuple[Coverage, ...]:
+    """The rules of the distributions that are in the bundle."""
+    names = {one.name for one in outline.packages}
+    return tuple(rule for one in outline.recipe.component if one.name in names for rule in one.coverage)
+
+
+def _cubins(drafts: Sequence[WheelPlan], surveys: Mapping[str, Survey]) -> dict[str, GpuImages]:
+    return {
+        file.path: cubin_images(file.cubin, file.member.size)
+        for draft in drafts for file in kept_files(draft, surveys[draft.name]) if file.cubin
+    }  # fmt: skip
+
+
+def _coverage(outline: Outline, code: Mapping[str, GpuImages]) -> tuple[Finding, ...]:
+    site = f"lib/python{outline.target.python}/site-packages/"
+    stubs = {site + one.library for one in outline.recipe.stub}
+    return check_coverage(code, [outline.target.sm], coverage_rules(outline), site=site, stubs=stubs)
+
+
+def _floors(outline: Outline, objects: Mapping[str, Elf], code: Mapping[str, GpuImages], base: Sequence[BaseFile],
+            options: Options) -> dict[str, Floor]:  # fmt: skip
+    target = outline.target
+    needed = needed_libraries(code, [target.sm], coverage_rules(outline),
+                              site=f"lib/python{target.python}/site-packages/")  # fmt: skip
+    kernels = {file.path: file.kernel for file in base if file.kernel}
+    built = [
+        name
+        for name, job in outline.sourcing.builds.items()
+        if any("{isa.flags}" in value for value in job.build.environment.values())
+    ]
+    return (
+        host_floors(objects, outline.targets.driver, cuda=target.cuda, kernels=kernels,
+                    ptx=[path for path, compiled in needed.items() if compiled])
+        | cpu_floor(outline.targets.isa[target.isa].features, built)
+        | sm_floor([target.sm], list(needed), ptx=options.keep_ptx)
+    )  # fmt: skip
 
 
 def summary_edits(plan: WheelPlan) -> Iterator[str]:

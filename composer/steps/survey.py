@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -23,6 +23,8 @@ from composer.events import Event, Listener
 from composer.formats.cubin import HEAD, Cubin, read_cubin
 from composer.formats.elf import Elf, is_elf, read_elf
 from composer.formats.elf_stream import HEADS, ElfStream, NotKeptError
+from composer.formats.gpu_images import GpuImages, ImageStream, cubin_images, read_images
+from composer.formats.linkage import Linkage, read_linkage
 from composer.formats.metadata import requires_dist
 from composer.formats.wheel import entry_points, install_path, read_wheel
 from composer.formats.zip import Member, read, stream
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _VERSION = 2
-_OBJECTS_VERSION = 1
+_OBJECTS_VERSION = 3
 _TEXT = (".py", ".h", ".hpp", ".cuh", ".txt", ".json")
 
 
@@ -194,24 +196,40 @@ class Wanted:
     slimmed: frozenset[str] = frozenset()
 
 
+class ObjectFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What planning knows of an object: what the loader reads of it, its GPU code, and its symbols."""
+
+    elf: Elf
+    gpu: GpuImages
+    linkage: Linkage
+
+
+def object_facts(content: bytes | memoryview, where: str) -> ObjectFacts:
+    """The facts of an object that is at hand. ElfError when it is not well-formed."""
+    head = bytes(content[:HEAD])
+    cubin = _cubin(head, where)
+    gpu = cubin_images(cubin, len(content)) if cubin else read_images(content, where)
+    return ObjectFacts(elf=read_elf(content, where), gpu=gpu, linkage=read_linkage(content, where))
+
+
 def read_objects(store: Store, wanted: Mapping[str, Wanted], level: int, *, jobs: int,
-                 listener: Listener) -> dict[str, Elf]:  # fmt: skip
-    """What the loader reads of every wanted object, by path below the prefix.
+                 listener: Listener) -> dict[str, ObjectFacts]:  # fmt: skip
+    """The facts of every wanted object, by path below the prefix.
 
     A large object is inflated for this, so one that will hardly be edited is compressed on the occasion.
     """
-    found: dict[str, Elf] = {}
+    found: dict[str, ObjectFacts] = {}
     todo: list[tuple[str, SurveyedFile]] = []
     keys = {name: _objects_key(one) for name, one in wanted.items()}
     for name, one in wanted.items():
-        known = store.load("objects", keys[name], dict[str, Elf])
+        known = store.load("objects", keys[name], dict[str, ObjectFacts])
         if known is not None:
             found |= known
         else:
             todo += [(name, file) for file in one.files]
-    fresh: dict[str, Elf] = {}
+    fresh: dict[str, ObjectFacts] = {}
 
-    def read_one(name: str, file: SurveyedFile, *, blob: bool) -> Elf:
+    def read_one(name: str, file: SurveyedFile, *, blob: bool) -> ObjectFacts:
         wheel = wanted[name].wheel
         with mapped_wheel(wheel.path, wheel.sha256) as view:
             elf = _read_object(store, view, file, blob=blob, level=level)
@@ -223,7 +241,7 @@ def read_objects(store: Store, wanted: Mapping[str, Wanted], level: int, *, jobs
         for large in (False, True):
             batch = [(name, file) for name, file in todo if (file.member.size >= BLOB) == large]
             batch.sort(key=lambda item: -item[1].member.size)
-            edited = {name for name, file in todo if file.path in fresh and not _finds_its_own(fresh[file.path])}
+            edited = {name for name, file in todo if file.path in fresh and not _finds_its_own(fresh[file.path].elf)}
             futures = [
                 pool.submit(
                     read_one, name, file,
@@ -242,21 +260,37 @@ def _objects_key(wanted: Wanted) -> str:
     return key_of("objects", _OBJECTS_VERSION, artifact=wanted.wheel.sha256, paths=paths)
 
 
-def _read_object(store: Store, view: Buffer, file: SurveyedFile, *, blob: bool, level: int) -> Elf:
+def _read_object(store: Store, view: Buffer, file: SurveyedFile, *, blob: bool, level: int) -> ObjectFacts:
     size = file.member.size
     for head in HEADS:
-        passing = ElfStream(size, file.path, head)
+        passing = _Passing(ElfStream(size, file.path, head), ImageStream(size, file.path), file.path)
         if blob and file.digest and size >= BLOB:
             stored_blob(store, file.digest, functools.partial(_watched, view, file, passing), size, level)
-        if not passing.complete:
+        if not passing.elf.complete:
             for _ in _watched(view, file, passing):
                 pass
         with contextlib.suppress(NotKeptError):
             return passing.read()
-    return read_elf(read(view, file.member, where=file.path), file.path)
+    return object_facts(read(view, file.member, where=file.path), file.path)
 
 
-def _watched(view: Buffer, file: SurveyedFile, passing: ElfStream) -> Iterator[bytes | memoryview]:
+class _Passing(NamedTuple):
+    """The readers of one object that streams by."""
+
+    elf: ElfStream
+    gpu: ImageStream
+    where: str
+
+    def feed(self, piece: bytes | memoryview) -> None:
+        self.elf.feed(piece)
+        self.gpu.feed(piece)
+
+    def read(self) -> ObjectFacts:
+        return ObjectFacts(elf=self.elf.read(), gpu=self.gpu.read(self.elf),
+                           linkage=read_linkage(self.elf, self.where))  # fmt: skip
+
+
+def _watched(view: Buffer, file: SurveyedFile, passing: _Passing) -> Iterator[bytes | memoryview]:
     """The content of a file, of which `passing` sees every piece."""
     for piece in stream(view, file.member, where=file.path):
         passing.feed(piece)

@@ -16,16 +16,21 @@ from composer.errors import HostError, VerifyError
 from composer.events import Event, Listener
 from composer.model.layer import Entry
 from composer.model.manifest import FINGERPRINT_PATH, MANIFEST_PATH
+from composer.proofs.floors import FLOORS_PATH, render_floors
 from composer.steps.bundle import Bundle
+from composer.steps.host import require_host
 
 _CHUNK = 1 << 20
 
 
-def unpack(bundle: Bundle, prefix: Path, *, jobs: int, listener: Listener) -> None:
+def unpack(bundle: Bundle, prefix: Path, *, jobs: int, listener: Listener, any_host: bool = False) -> None:
     """Make `prefix` the unpacked bundle: whole or not at all. It must not exist, or be an empty folder.
 
+    any_host: though this host is older than the bundle needs, which otherwise is a HostError before anything is made.
     VerifyError for content that is not the manifest's, HostError for a place that cannot be written or is in use.
     """
+    if not any_host:
+        require_host(bundle.manifest)
     with host_errors(prefix):
         if prefix.exists() and (not prefix.is_dir() or any(prefix.iterdir())):
             raise HostError("exists and is not empty", where=str(prefix), fix="Choose another folder, or remove it.")
@@ -58,6 +63,7 @@ def unpack_into(bundle: Bundle, folder: Path, *, jobs: int, listener: Listener) 
         manifest.parent.mkdir(parents=True, exist_ok=True)
         manifest.write_bytes(bundle.manifest_json)
         (folder / FINGERPRINT_PATH).write_text(bundle.manifest.fingerprint)
+        (folder / FLOORS_PATH).write_bytes(render_floors(bundle.manifest.name, bundle.manifest.floors))
 
 
 def _write(folder: Path, entry: Entry, content: IO[bytes] | None, where: str) -> None:

@@ -1,7 +1,7 @@
 """Check a bundle, packed or unpacked, against its own manifest; offline and read-only.
 
-Content: every file the manifest lists, with its digest, and no other. Closure: every library a file needs is in the
-tree or on the host's short list. Imports: every module that the recipe names, in a child process without a network.
+Content: every file the manifest lists, with its digest, and no other. Proofs: all that need the files alone. Imports:
+every module that the recipe names, in a child process without a network.
 """
 
 from __future__ import annotations
@@ -9,29 +9,41 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from composer._fs import host_errors
-from composer.errors import HostError, VerifyError
+from composer.errors import HostError
 from composer.events import Event, Listener
-from composer.formats.elf import Elf, is_elf, read_elf
-from composer.formats.loader import Tree
+from composer.formats.elf import is_elf
+from composer.formats.python_imports import SourceImports, source_imports
 from composer.interpreter import find_pythons
 from composer.model.finding import Finding
 from composer.model.layer import Entry
-from composer.model.manifest import FINGERPRINT_PATH, HOST, MANIFEST_PATH, Manifest, fingerprint_of, parse_manifest
-from composer.proofs.closure import check_bundle
+from composer.model.manifest import FINGERPRINT_PATH, HOST, MANIFEST_PATH, Manifest, fingerprint_of
+from composer.proofs.content import is_told, read_content
+from composer.proofs.floors import FLOORS_PATH
 from composer.proofs.imports import check_imports
 from composer.steps.bundle import Bundle, open_bundle
 from composer.steps.pack import checksum_path
-from composer.steps.survey import mapped
+from composer.steps.proofs import prove_content, prove_objects
+from composer.steps.survey import ObjectFacts, mapped, object_facts
+from composer.steps.tree import manifest_of
 from composer.steps.unpack import copy_hashed, unpack_into
 from composer.store import Store
 
 _CHUNK = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the proofs take of a bundle's files, by path: facts of objects, and texts."""
+
+    objects: dict[str, ObjectFacts] = field(default_factory=dict)
+    texts: dict[str, bytes] = field(default_factory=dict)
 
 
 def verify(path: Path, store: Store, *, imports: bool, jobs: int,
@@ -41,27 +53,19 @@ def verify(path: Path, store: Store, *, imports: bool, jobs: int,
     imports: also import modules, which needs room to unpack a packed bundle (HostError when there is none).
     """
     if path.is_dir():
-        manifest = _manifest_of(path)
+        manifest = manifest_of(path)
         findings = [*_fingerprint(manifest), *_tree_content(path, manifest, jobs, listener)]
         return manifest, (*findings, *_unpacked(path, manifest, imports=imports))
     bundle = open_bundle(path)
     findings = [*_fingerprint(bundle.manifest), *_checksum(path)]
     if not imports:
-        objects, faults = _packed_content(bundle, jobs, listener)
-        return bundle.manifest, (*findings, *faults, *_closure(bundle.manifest, objects))
+        seen, faults = _packed_content(bundle, jobs, listener)
+        return bundle.manifest, (*findings, *faults, *_proofs(bundle.manifest, seen))
     with store.scratch() as folder:
         _check_room(folder, sum(layer.size for layer in bundle.manifest.layers))
-        unpack_into(bundle, folder, jobs=jobs, listener=listener)
-        return bundle.manifest, (*findings, *_unpacked(folder, bundle.manifest, imports=True))
-
-
-def _manifest_of(prefix: Path) -> Manifest:
-    try:
-        data = (prefix / MANIFEST_PATH).read_bytes()
-    except OSError as fault:
-        raise VerifyError("is not an unpacked bundle", where=str(prefix), why=f"{MANIFEST_PATH}: {fault.strerror}",
-                          fix="Give a bundle file, or the folder one was unpacked into.") from fault  # fmt: skip
-    return parse_manifest(data, str(prefix))
+        (folder / "bundle").mkdir()
+        unpack_into(bundle, folder / "bundle", jobs=jobs, listener=listener)
+        return bundle.manifest, (*findings, *_unpacked(folder / "bundle", bundle.manifest, imports=True, moved=True))
 
 
 def _fingerprint(manifest: Manifest) -> Iterator[Finding]:
@@ -88,32 +92,27 @@ def _checksum(path: Path) -> Iterator[Finding]:
                       fix="Copy the bundle again.")  # fmt: skip
 
 
-def _packed_content(bundle: Bundle, jobs: int, listener: Listener) -> tuple[dict[str, Elf], list[Finding]]:
-    """Objects by path, and faults, of all layers; one inflated object per thread is in memory."""
+def _packed_content(bundle: Bundle, jobs: int, listener: Listener) -> tuple[_Seen, list[Finding]]:
+    """What all layers hold, and faults; one inflated object per thread is in memory."""
+    seen = _Seen()
 
-    def one(index: int) -> tuple[dict[str, Elf], list[Finding]]:
-        objects: dict[str, Elf] = {}
+    def one(index: int) -> list[Finding]:
         faults: list[Finding] = []
         for entry, content in bundle.entries(index):
             if content is not None:
-                faults += _check_member(entry, content, objects)
+                faults += _check_member(entry, content, seen)
         listener(Event(step="verify", subject=bundle.manifest.layers[index].name, finished=True))
-        return objects, faults
+        return faults
 
     sizes = [layer.size for layer in bundle.manifest.layers]
     order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
-    all_objects: dict[str, Elf] = {}
-    all_faults: list[Finding] = []
     with ThreadPoolExecutor(jobs) as pool:
-        for objects, faults in pool.map(one, order):
-            all_objects |= objects
-            all_faults += faults
-    return all_objects, all_faults
+        return seen, [fault for faults in pool.map(one, order) for fault in faults]
 
 
-def _check_member(entry: Entry, content: IO[bytes], objects: dict[str, Elf]) -> Iterator[Finding]:
+def _check_member(entry: Entry, content: IO[bytes], seen: _Seen) -> Iterator[Finding]:
     head = content.read(64)
-    kept = bytearray(head) if is_elf(head) else None
+    kept = bytearray(head) if is_elf(head) or is_told(entry.path) else None
     digest = hashlib.sha256(head)
 
     def sink(chunk: bytes) -> None:
@@ -124,8 +123,10 @@ def _check_member(entry: Entry, content: IO[bytes], objects: dict[str, Elf]) -> 
     copy_hashed(content, sink)
     if digest.hexdigest() != entry.sha256:
         yield _changed(entry, digest.hexdigest())
+    elif kept is not None and is_elf(head):
+        seen.objects[entry.path] = object_facts(memoryview(kept), entry.path)
     elif kept is not None:
-        objects[entry.path] = read_elf(memoryview(kept), entry.path)
+        seen.texts[entry.path] = bytes(kept)
 
 
 def _changed(entry: Entry, digest: str) -> Finding:
@@ -136,7 +137,7 @@ def _changed(entry: Entry, digest: str) -> Finding:
 
 def _tree_content(prefix: Path, manifest: Manifest, jobs: int, listener: Listener) -> Iterator[Finding]:
     entries = manifest.entries()
-    present = set(_walk(prefix)) - {MANIFEST_PATH, FINGERPRINT_PATH}
+    present = set(_walk(prefix)) - {MANIFEST_PATH, FINGERPRINT_PATH, FLOORS_PATH}
     for path in sorted(entries.keys() - present):
         yield Finding(id="missing", severity="error", subject=path, evidence="listed in the manifest, not in the tree",
                       fix="Unpack the bundle again.")  # fmt: skip
@@ -175,19 +176,26 @@ def _check_file(prefix: Path, entry: Entry) -> Finding | None:
     return None if digest == entry.sha256 else _changed(entry, digest)
 
 
-def _unpacked(prefix: Path, manifest: Manifest, *, imports: bool) -> Iterator[Finding]:
-    objects = {}
+def _unpacked(prefix: Path, manifest: Manifest, *, imports: bool, moved: bool = False) -> Iterator[Finding]:
+    """moved: also import from another place, which only who may move the tree can ask for."""
+    seen = _Seen()
     for entry in manifest.entries().values():
         path = prefix / entry.path
-        if entry.target is None and entry.size >= 64 and path.is_file():
-            with path.open("rb") as handle:
-                head = handle.read(64)
-            if is_elf(head):
-                with mapped(path) as view:
-                    objects[entry.path] = read_elf(view, entry.path)
-    yield from _closure(manifest, objects)
+        if entry.target is not None or not path.is_file():
+            continue
+        if is_told(entry.path) and not entry.path.endswith(".py"):
+            seen.texts[entry.path] = path.read_bytes()
+        elif entry.size >= 64 and _is_object(path):
+            with mapped(path) as view, memoryview(view) as content:
+                seen.objects[entry.path] = object_facts(content, entry.path)
+    yield from _proofs(manifest, seen, prefix)
     if imports:
-        yield from check_imports(prefix, manifest.checks, host=_host_python(manifest))
+        yield from check_imports(prefix, manifest.checks, host=_host_python(manifest), moved=moved)
+
+
+def _is_object(path: Path) -> bool:
+    with host_errors(path), path.open("rb") as handle:
+        return is_elf(handle.read(64))
 
 
 def _host_python(manifest: Manifest) -> Path | None:
@@ -197,12 +205,22 @@ def _host_python(manifest: Manifest) -> Path | None:
     return next((one.path for one in find_pythons((manifest.target["python"],))), None)
 
 
-def _closure(manifest: Manifest, objects: Mapping[str, Elf]) -> tuple[Finding, ...]:
-    entries = manifest.entries()
-    links = {path: entry.target for path, entry in entries.items() if entry.target}
-    files = entries.keys() - objects.keys() - links.keys()
-    tree = Tree(objects=objects, symlinks=links, files=files)
-    return check_bundle(tree, manifest.target["python"])
+def _proofs(manifest: Manifest, seen: _Seen, prefix: Path | None = None) -> Iterator[Finding]:
+    """All proofs that need the files alone. prefix: where sources are that are not in `seen`."""
+    contents = {
+        layer.name: read_content((one.path, seen.texts[one.path]) for one in layer.entries
+                                 if one.path in seen.texts and not one.path.endswith(".py"))
+        for layer in manifest.layers
+    }  # fmt: skip
+
+    def imports_of(path: str) -> SourceImports | None:
+        """Sources are many, and few of them are reached: they are read when they are asked for."""
+        if path in seen.texts:
+            return source_imports(seen.texts[path])
+        return source_imports((prefix / path).read_bytes()) if prefix and path.endswith(".py") else None
+
+    yield from prove_objects(manifest, seen.objects)
+    yield from prove_content(manifest, contents, imports_of)
 
 
 def _check_room(folder: Path, needed: int) -> None:
