@@ -66,14 +66,15 @@ class Build(Record, frozen=True, kw_only=True):
     when: whether a bundle takes it instead of the wheel of the lock. `always`; `asked`: by `--no-binary`; `auto`: when
     it can be built here within the budget; `fallback`: so, and when the wheel cannot be had.
     prebuilt: an index has a wheel, too. patches: applied exactly, below patches/. requires: everything that must be
-    installed to build; locked with hashes. environment: values may hold placeholders (`Values`). config: settings of
-    the build backend (PEP 517), with the same. variant: additions for some targets. without: what the bundle leaves
-    out. subdirectory: where its pyproject.toml is. all: the SMs of `--sm all`. cuda: jobs need 8 GB each, and a CUDA
-    toolchain; cuda_libraries: with NVIDIA's libraries. shared: folder of objects, below the source, that builds for
-    other Pythons go on with. disk, memory: bytes needed.
+    installed to build; locked with hashes. unneeded: what these require and the build does without. environment: values
+    may hold placeholders (`Values`). config: settings of the build backend (PEP 517), with the same. variant: additions
+    for some targets. without: what the bundle leaves out. subdirectory: where its pyproject.toml is. all: the SMs of
+    `--sm all`. cuda: jobs need 8 GB each, and a CUDA toolchain; cuda_libraries: with NVIDIA's libraries. shared: folder
+    of objects, below the source, that builds for other Pythons go on with. disk, memory: bytes needed.
     """
 
     requires: tuple[str, ...]
+    unneeded: tuple[str, ...] = ()
     when: Literal["always", "asked", "auto", "fallback"] = "always"
     prebuilt: bool = True
     sdist: bool = False
@@ -189,14 +190,18 @@ def build_faults(name: str, version: str | None, build: Build) -> Iterator[tuple
     for number, one in enumerate(build.variant):
         yield from _environment_faults(f"variant[{number}].", name, one.environment)
     yield from _config_faults(build.config)
-    for rule in (*build.without, *(each for one in build.variant for each in one.without)):
-        yield from (("without", f"{left_out!r} is not a normalised name") for left_out in rule.names
-                    if not is_normalized_name(left_out))  # fmt: skip
+    yield from _name_faults(build)
     if not build.prebuilt and build.when != "always":
         yield "when", "must be 'always' where there is no prebuilt wheel to take instead"
     for key in ("disk", "memory"):
         if getattr(build, key) < 0:
             yield key, "must be a number of bytes"
+
+
+def _name_faults(build: Build) -> Iterator[tuple[str, str]]:
+    rules = (*build.without, *(each for one in build.variant for each in one.without))
+    names = [("unneeded", one) for one in build.unneeded] + [("without", one) for rule in rules for one in rule.names]
+    yield from ((key, f"{name!r} is not a normalised name") for key, name in names if not is_normalized_name(name))
 
 
 def _config_faults(config: Mapping[str, str]) -> Iterator[tuple[str, str]]:

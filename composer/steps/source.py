@@ -49,7 +49,7 @@ from composer.steps.source_tree import Patch, Source, find_patches, find_source,
 from composer.steps.toolchain import Choice, Toolchain, choose_toolchain, ensure_toolchain
 from composer.store import Store, key_of
 
-_VERSION = 2
+_VERSION = 1
 _KIND = "source"
 _ENVIRONMENT_SECONDS = 1800.0
 #: PyTorch for all GPUs takes about 90 CPU hours.

@@ -21,12 +21,13 @@ from composer.model.target import Target
 from composer.steps.fetch import find_sdist
 from composer.steps.load import LoadedRecipe
 from composer.steps.locks import LockOptions, read_lock
-from composer.steps.resolve import ResolveRequest, resolve
+from composer.steps.resolve import Exclude, ResolveRequest, resolve
 from composer.store import key_of
 
 _VERSION = 1
 # Build tools run on the build machine: cmake, ninja and the backends have wheels for this glibc and older ones.
 _TOOLS_GLIBC = 28
+_UNNEEDED = "this build does without it"
 
 
 def build_lock_path(loaded: LoadedRecipe, name: str, python: str, machine: str) -> Path:
@@ -90,13 +91,15 @@ def _request(recipe: Recipe, component: Component, build: Build, target: Target,
     request = ResolveRequest(
         name=path.name.removeprefix("pylock.").removesuffix(".toml"), recipe="", python=target.python,
         machine=target.machine, platforms=platforms, roots=build.requires, constraints=pinned,
+        excludes=tuple(Exclude(name=one, reason=_UNNEEDED) for one in build.unneeded),
         pins={one.name: one.index for one in recipe.component if one.index != "pypi"}, indexes=recipe.indexes,
         as_of=recipe.as_of,
     )  # fmt: skip
     sdist = [component.name, component.version, component.index] if build.sdist else None
     digest = key_of("build-lock", _VERSION, python=target.python, machine=target.machine, roots=sorted(build.requires),
                     constraints=sorted(pinned), pins=request.pins, indexes=request.indexes, platforms=platforms,
-                    as_of=recipe.as_of.isoformat(), sdist=sdist)  # fmt: skip
+                    as_of=recipe.as_of.isoformat(), sdist=sdist,
+                    **({"unneeded": sorted(build.unneeded)} if build.unneeded else {}))  # fmt: skip
     return replace(request, recipe=digest)
 
 

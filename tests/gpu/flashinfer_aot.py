@@ -312,7 +312,7 @@ def mamba_state():
     batch, heads, dim, size = 4, 8, 64, 128
     state, x = random(batch, heads, dim, size), random(batch, heads, dim)
     dt = random(batch, heads, 1).expand(-1, -1, dim)
-    a = -torch.rand(heads, 1, 1, device="cuda").expand(-1, dim, size)
+    a = (-torch.rand(heads, 1, 1, device="cuda")).expand(-1, dim, size)
     b, c, d = random(batch, 1, size), random(batch, 1, size), random(heads, 1).expand(-1, dim)
     bias = random(heads, 1).expand(-1, dim)
     step = torch.nn.functional.softplus(dt.float() + bias.float())[..., None]
