@@ -19,7 +19,7 @@ from composer.model.recipe import Component, Recipe
 from composer.model.target import Target, Targets, parse_isa, parse_sms
 from composer.steps.load import load_recipe, load_targets
 from composer.steps.locks import LockOptions, Mode
-from composer.steps.source import Request, Result, build_wheel
+from composer.steps.source import Job, Request, Result, build_wheel, find_built, prepare_build
 from composer.store import Store
 
 _PATH = click.Path(path_type=Path)
@@ -38,11 +38,12 @@ _PATH = click.Path(path_type=Path)
 @click.option("--frozen", is_flag=True, help="Use the lock of the build as it is.")
 @click.option("--jobs", "-j", type=click.IntRange(1),
               help="Compilers at a time, at most. Default: MAX_JOBS, or by cores and memory.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Show what it would be built from, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print what it was built from as JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def wheel(*, name: str, recipe: str, sm: str, isa: str, python: str | None, output: Path | None, offline: bool,
-          wheelhouses: Sequence[Path], locked: bool, frozen: bool, jobs: int | None, as_json: bool,
-          debug: bool) -> None:  # noqa: ARG001  # fmt: skip
+          wheelhouses: Sequence[Path], locked: bool, frozen: bool, jobs: int | None, dry_run: bool,
+          as_json: bool, debug: bool) -> None:  # noqa: ARG001  # fmt: skip
     """Build the wheel of one component with [component.build] from source, into the store, and print where it is.
 
     A build that was interrupted goes on from where it was; one with the same inputs is not built again.
@@ -52,6 +53,9 @@ def wheel(*, name: str, recipe: str, sm: str, isa: str, python: str | None, outp
     mode: Mode = "locked" if locked else "frozen" if frozen else "auto"
     options = LockOptions(mode=mode, offline=offline)
     request = _request(name, recipe, sm, isa, python, options, wheelhouses, jobs)
+    if dry_run:
+        _plan(prepare_build(request, Store()))
+        return
     with drawn(quiet=as_json) as listener:
         result = build_wheel(request, Store(), listener)
     path = _exported(result, output) if output else result.path
@@ -84,6 +88,14 @@ def _sms(text: str, component: Component, recipe: Recipe, targets: Targets) -> t
     """One architecture or several; `all` is what the component says it is, or else what the stack serves."""
     named = component.build.all if component.build else ()
     return parse_sms(text, targets) or named or recipe.sm
+
+
+def _plan(job: Job) -> None:
+    """What decides about the wheel, and how far this machine would go at a time."""
+    known = find_built(job.store, job.key)
+    facts = {"key": job.key, "version": str(job.request.version), "built": str(known.path) if known else None,
+             "jobs": job.jobs, "log": str(job.log), **job.inputs}  # fmt: skip
+    click.echo(msgspec.json.format(msgspec.json.encode(facts)).decode())
 
 
 def _exported(result: Result, folder: Path) -> Path:

@@ -21,6 +21,7 @@ from tests.integration.test_faults import small_disk
 from tests.servers import File, Index
 from tests.sources import BACKEND, FILES, NAME, PATCH, SECOND, offer, sdist, write_recipe
 from tests.stack import TARGET, Done, Stack
+from tests.wheels import build_wheel
 
 pytestmark = pytest.mark.skipif(shutil.which("ninja") is None, reason="the small source is built by ninja")
 
@@ -129,6 +130,33 @@ def test_progress_is_told_and_the_log_kept(small: Stack) -> None:
     assert "building from source" in done.err
     (log,) = (small.store / "logs").iterdir()
     assert "[3/3]" in log.read_text()
+
+
+def test_a_dry_run_tells_the_inputs_and_compiles_nothing(small: Stack) -> None:
+    told = json.loads(small.compose(*words(small, "--dry-run")).ok().out)
+    assert "-mavx512f" in told["environment"]["CFLAGS"]
+    assert (told["version"], told["built"], compiled(small)) == ("1.0+avx512", None, [])
+    assert built(small)["key"] == told["key"]
+
+
+def test_requirements_that_the_build_does_without(small: Stack, index: Index) -> None:
+    backend = build_wheel("tiny-build", "1.0", {"tiny_build.py": BACKEND.encode()}, requires=["absent-everywhere>=1"])
+    index.projects["tiny-build"] = [File(filename="tiny_build-1.0-py3-none-any.whl", data=backend)]
+    refused(small, 3, "absent-everywhere")
+    small.edit("#more", 'unneeded = ["absent-everywhere"]')
+    assert list(built(small)["inputs"]["requires"]) == ["tiny_build-1.0-py3-none-any.whl"]  # type: ignore[index]
+
+
+def test_a_build_without_requirements_can_be_repeated(small: Stack, index: Index) -> None:
+    own = '[build-system]\nrequires = []\nbuild-backend = "tiny_build"\nbackend-path = ["."]\n'
+    for name, text in {**FILES, "pyproject.toml": own, "tiny_build.py": BACKEND}.items():
+        path = small.home / "here" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    small.edit("sdist = true", 'path = "here"')
+    small.edit('requires = ["tiny-build==1.0"]', "requires = []")
+    first = built(small)
+    assert built(small, "--locked") == {**first, "cached": True}
 
 
 def test_a_build_has_no_network(small: Stack, index: Index) -> None:

@@ -22,7 +22,7 @@ from composer.formats.elf import read_elf
 from composer.formats.wheel import read_wheel, verified_stream
 from tests.wheels import build_wheel
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = REPOSITORY / "sources/flashinfer-jit-cache"
 LIBRARY = "flashinfer_jit_cache/jit_cache/{0}/{0}.so"
 BACKEND = """
