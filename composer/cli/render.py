@@ -15,7 +15,7 @@ from rich.table import Table
 from composer.model.finding import Finding
 from composer.model.layer import Changes
 from composer.model.lock import Lock
-from composer.model.manifest import Manifest
+from composer.model.manifest import Floor, Manifest
 from composer.model.plan import BuiltFacts, PlannedWheel, Summary
 from composer.steps.build import Built, built_facts
 from composer.steps.fetch import Fetched, artifact_path
@@ -127,9 +127,10 @@ def built(result: Built, seconds: float, *, as_json: bool) -> None:
         click.echo(msgspec.json.encode({
             "path": str(path), "sha256": result.digest, "size": path.stat().st_size, "unpacked": unpacked,
             "fingerprint": manifest.fingerprint, "seconds": round(seconds, 2), "up_to_date": result.up_to_date,
+            "warnings": manifest.warnings,
         }))  # fmt: skip
         return
-    floors = ", ".join(f"{name} >= {floor.version}" for name, floor in manifest.floors.items())
+    floors = ", ".join(_floor(name, floor) for name, floor in manifest.floors.items())
     click.echo(
         f"{'up to date' if result.up_to_date else 'built'} in {seconds:.1f} s\n"
         f"  bundle:  {path}\n"
@@ -141,6 +142,13 @@ def built(result: Built, seconds: float, *, as_json: bool) -> None:
         f"  {manifest.name}/{manifest.serve or 'bin/python'}\n"
         f"{manifest.torch}"
     )
+
+
+def _floor(name: str, floor: Floor) -> str:
+    """What a host needs: an SM is a kind, and so are a CPU's features; all others are least versions."""
+    if name == "SM":
+        return f"a GPU of SM {floor.version}"
+    return f"a CPU with {floor.version}" if name == "CPU" else f"{name} {floor.version} or newer"
 
 
 def locked(lock: Lock, path: Path) -> None:
@@ -191,7 +199,7 @@ def manifest(shown: Manifest, path: Path) -> None:
     for one in shown.built:
         click.echo(f"  from source: {one.name} {one.version} ({one.source}, build {one.key[:12]})")
     for name, floor in shown.floors.items():
-        click.echo(f"  needs:       {name} {floor.version} or newer, because of {floor.because}")
+        click.echo(f"  needs:       {_floor(name, floor)}, because of {floor.because}")
     rows_shown = table("layer", "version", "#MB", "#unpacked MB", "#files")
     for layer in sorted(shown.layers, key=lambda layer: -layer.compressed)[:_LARGEST]:
         rows_shown.add_row(layer.name, layer.version, f"{layer.compressed / 1e6:.1f}", f"{layer.size / 1e6:.1f}",

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from composer._fs import host_errors
+from composer._fs import atomic_file, host_errors
 from composer.cli import render
 from composer.cli.progress import drawn
 from composer.errors import HostError, RecipeError
@@ -102,7 +102,8 @@ def _exported(result: Result, folder: Path) -> Path:
     path = folder.absolute() / result.wheel.filename
     with host_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(result.path, path)
+    with atomic_file(path) as out, result.path.open("rb") as wheel:
+        shutil.copyfileobj(wheel, out)
     return path
 
 

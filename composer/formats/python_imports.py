@@ -30,9 +30,10 @@ _STATEMENT = re.compile(
     )++""",
     re.VERBOSE | re.DOTALL,
 )
-_MAY_IMPORT = re.compile(rb"(?:import|from|try|class|with)\b|.*;[^\n]*\bimport\b", re.DOTALL)
+_MAY_IMPORT = re.compile(rb"(?:import|from|try|class|with)\b")
+_LATER = re.compile(rb";[ \t\f]*(?:import|from)\b")
 _IN_CLASS = re.compile(rb"\n([ \t]++)(?:(?P<method>(?:async[ \t]+)?def)|import|from|try|class|with)\b")
-_EDITS_PATH = re.compile(rb"\bsys\.path(?:\.(?:insert|append|extend)\b|\s*\[[^\n]*\]\s*\+?=|\s*\+?=[^=])")
+_EDITS_PATH = re.compile(rb"\bsys\.path(?:\.(?:insert|append|extend)\b|\s*\[[^\]\n]{0,200}\]\s*\+?=|\s*\+?=[^=])")
 _CATCH_IMPORT_ERRORS = frozenset({"BaseException", "Exception", "ImportError", "ModuleNotFoundError"})
 _HARMLESS_CONTEXTS = frozenset({"catch_warnings"})
 _FAULTS = (SyntaxError, ValueError, RecursionError, MemoryError)  # the last is how the parser says: nested too deeply
@@ -80,7 +81,7 @@ def _of_statements(text: bytes) -> Iterator[Import]:
 def _may_import(statement: bytes) -> bool:
     """Whether a statement needs to be parsed. A class does when it imports, and not only its methods do."""
     if not statement.startswith(b"class"):
-        return bool(_MAY_IMPORT.match(statement))
+        return bool(_MAY_IMPORT.match(statement) or _LATER.search(statement))
     leads = [(len(match[1]), match["method"] is None) for match in _IN_CLASS.finditer(statement)]
     methods = min((depth for depth, imports in leads if not imports), default=len(statement))
     return any(imports and depth <= methods for depth, imports in leads)

@@ -195,11 +195,13 @@ def _value(value: object) -> str:
     text = _inline(value)
     if not isinstance(value, list) or len(text) < 110:
         return text
-    if any(" " in item for item in value):
+    if any(letter.isspace() for item in value for letter in item):
         body = ",\n".join(map(_inline, value))
     else:
         body = textwrap.fill(text[1:-1], width=116, break_long_words=False, break_on_hyphens=False)
-    return f"[\n{textwrap.indent(body, '    ')},\n]"
+    # Not textwrap.indent: a string may hold what `splitlines` takes for the end of a line.
+    indented = "\n".join(f"    {line}" for line in body.split("\n"))
+    return f"[\n{indented},\n]"
 
 
 def _inline(value: object) -> str:

@@ -54,7 +54,9 @@ def read_host(floors: dict[str, tuple[str, str]]) -> dict[str, str]:
     readers = {"glibc": _glibc, "kernel": _kernel, "CPU": _cpu, "driver": _driver, "libstdc++ GLIBCXX": _libstdcxx}
     host = {name: readers[name]() for name in floors if name in readers}
     if "CUDA" in floors and host.get("driver") and not _meets("driver", floors["driver"][0], host["driver"]):
-        host["CUDA"] = _cuda()
+        cuda = _cuda()
+        # /proc shows the machine's module in a container, too, where without libcuda no GPU can be used.
+        host |= {"driver": ""} if cuda is None else {"CUDA": cuda}
     return host
 
 
@@ -87,12 +89,15 @@ def _shown(name: str, wanted: str, has: str) -> str:
 
 
 def _read(path: str, size: int) -> str:
-    """The start of a file; nothing where it is not to be had."""
+    """The start of a file; nothing where it is not to be had. One call gives at most a page of some files of /proc."""
+    found = b""
     try:
         with open(path, "rb", 0) as stream:
-            return (stream.read(size) or b"").decode("ascii", "replace")
+            while len(found) < size and (piece := stream.read(size - len(found))):
+                found += piece
     except OSError:
         return ""
+    return found.decode("ascii", "replace")
 
 
 def _glibc() -> str:
@@ -118,7 +123,7 @@ def _cpu() -> str:
 
 def _driver() -> str:
     """The kernel module's version: `NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Mon ...`."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles"):
         return ""
     for word in _read(_DRIVER, 1024).partition("\n")[0].split():
         if "." in word and word.replace(".", "").isdigit():
@@ -126,15 +131,22 @@ def _driver() -> str:
     return ""
 
 
-def _cuda() -> str:
-    """The CUDA that libcuda knows: NVIDIA's compatibility package puts a newer one on an older kernel module."""
+def _cuda() -> str | None:
+    """The CUDA that libcuda knows: NVIDIA's compatibility package puts a newer one on an older kernel module.
+
+    None where there is no libcuda.
+    """
     import ctypes
 
     version = ctypes.c_int()
     try:
-        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)):
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    try:
+        if library.cuDriverGetVersion(ctypes.byref(version)):
             return ""
-    except (OSError, AttributeError):
+    except AttributeError:
         return ""
     return f"{version.value // 1000}.{version.value % 1000 // 10}"
 

@@ -8,6 +8,7 @@ gets a line of JSON with what it took: seconds of CPU, and bytes of memory of it
 was ended. Linux and the standard library only.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -69,7 +70,8 @@ def kill_all() -> int:
         running = False
         for process in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
             if process != os.getpid() and (ticks := _ticks_of(process)) is not None:
-                os.kill(process, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
                 used[process], running = ticks, True
     return sum(used.values())
 

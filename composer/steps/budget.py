@@ -22,6 +22,7 @@ from composer.steps.source_machine import check_room, memory_here
 from composer.store import Store
 
 _KIND = "source"
+_ALMOST = 0.99
 _NINJA = re.compile(rb"^\s*\[(\d+)/(\d+)\]", re.MULTILINE)
 
 
@@ -102,7 +103,8 @@ def share_done(job: Job) -> float:
         return 0.0
     # A run that goes on counts only what is left.
     done, total = told[-1]
-    return 1 - (total - done) / max(of for _, of in told)
+    # Failed steps count as done, too: what is left to link and to pack is never nothing.
+    return min(_ALMOST, 1 - (total - done) / max(of for _, of in told))
 
 
 def within_budget(job: Job, seconds: float) -> str | None:
@@ -116,7 +118,7 @@ def consider(job: Job, seconds: float) -> Decision:
 
     What is known at once is looked at first, and last whether a server has the source.
     """
-    if share_done(job) == 1.0:
+    if find_built(job.store, job.key):
         return Decision(build=True, reason="it was built before")
     expected = estimate_build(job)
     reason = _too_small(job, expected) or _too_long(expected, seconds) or _out_of_reach(job)
@@ -151,12 +153,20 @@ def _time(expected: Estimate) -> str:
 
 def _out_of_reach(job: Job) -> str | None:
     """Why what it is made of cannot be had; None when all is at hand, or whoever has the source answers."""
-    missing = [one for one in job.packages() if not _is_at_hand(job, one)]
+    missing = [one for one in [*job.packages(), *_toolkit(job)] if not _is_at_hand(job, one)]
     if job.request.lock.offline and (missing or job.source.git):
         names = sorted({one.name for one in missing} | ({job.request.component.name} if job.source.git else set()))
         return f"offline, and not at hand: {', '.join(names)}"
     asked = job.source.git is not None or job.source.package in missing
     return "its source cannot be reached" if asked and not _answers(job) else None
+
+
+def _toolkit(job: Job) -> list[LockedPackage]:
+    """The wheels of a toolchain that is not made yet."""
+    candidate = job.choice.candidate if job.choice else None
+    if candidate is None or candidate.wheels is None or candidate.made:
+        return []
+    return [one for one in candidate.wheels.lock.packages if one.name in candidate.wheels.packages]
 
 
 def _is_at_hand(job: Job, package: LockedPackage) -> bool:

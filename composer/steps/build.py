@@ -22,6 +22,7 @@ from composer.model.manifest import Check, Manifest, fingerprint_of
 from composer.model.plan import BuiltFacts, LeftOut, PlannedLayer, Summary, WheelPlan
 from composer.proofs.content import Content
 from composer.steps.base import InterpreterFacts, compiler, interpreter_layer, own_layer
+from composer.steps.bundle import open_bundle
 from composer.steps.edit import Tools, write_wheel
 from composer.steps.fetch import Fetched, FetchEvent, artifact_path, fetch
 from composer.steps.layer import LayerWriter, find_layer, stored_layer
@@ -47,7 +48,7 @@ from composer.steps.survey import Survey, Wanted, WheelFile, read_objects, surve
 from composer.store import Store
 
 #: What the texts of a layer say, by the layer's key.
-_CONTENT = "content"
+_CONTENT = "content-1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +165,7 @@ def prepare(outline: Outline, store: Store, settings: Settings, options: Options
     return Prepared(
         outline=outline, options=options, fetched=fetched, interpreter=interpreter, plan=plan, wheels=keyed,
         keys=keys,
-        known={key: find_layer(store, key) for key in keys},
+        known={key: _known(store, key, told=key in keyed) for key in keys},
         sizes={key: sizes[wheel.name] for key, wheel in keyed.items()}, left_out=(*outline.left_out, *left_out),
         warnings=(*_private_warnings(options), *outline.warnings, *interpreter.warnings, *_plan_warnings(plan)),
     )  # fmt: skip
@@ -261,20 +262,40 @@ def build(prepared: Prepared, store: Store, settings: Settings, output: Path, li
     _check_output(output)
     with store.lock(f"output-{prepared.outline.name}"):
         prepared = _with_what_others_made(prepared, store)
-        fingerprint = _fingerprint(prepared)
-        if fingerprint and is_packed(output, fingerprint):
-            layers = [layer for layer in prepared.known.values() if layer]
-            return Built(path=output, digest=read_checksum(output), manifest=_manifest(prepared, layers),
-                         up_to_date=True)  # fmt: skip
+        if manifest := _packed(prepared, output):
+            return Built(path=output, digest=read_checksum(output), manifest=manifest, up_to_date=True)
         with contextlib.closing(_ready_layers(prepared, store, settings, listener)) as ready:
             digest, manifest = pack(store, ready, functools.partial(_proven, prepared, store), output,
                                     mtime=prepared.options.mtime, listener=listener)  # fmt: skip
     return Built(path=output, digest=digest, manifest=manifest, up_to_date=False)
 
 
+def _packed(prepared: Prepared, output: Path) -> Manifest | None:
+    """The manifest, when `output` is this very bundle: of the same layers, and saying the same of them.
+
+    Then the proofs would find what they found; it is in the warnings.
+    """
+    layers = [layer for layer in prepared.known.values() if layer]
+    if len(layers) < len(prepared.known) or not is_packed(output, fingerprint_of(layers)):
+        return None
+    packed = open_bundle(output)
+    manifest = msgspec.structs.replace(_manifest(prepared, layers), warnings=packed.manifest.warnings)
+    return manifest if packed.manifest_json == msgspec.json.encode(manifest) else None
+
+
 def _with_what_others_made(prepared: Prepared, store: Store) -> Prepared:
     """Another run may have made this very bundle while this one waited for the lock."""
-    return replace(prepared, known={key: layer or find_layer(store, key) for key, layer in prepared.known.items()})
+    known = {key: layer or _known(store, key, told=key in prepared.wheels) for key, layer in prepared.known.items()}
+    return replace(prepared, known=known)
+
+
+def _known(store: Store, key: str, *, told: bool) -> Layer | None:
+    """A layer of the store; one of a wheel only with what its texts say, which is otherwise made again, with it."""
+    layer = find_layer(store, key)
+    if layer is None or not told or store.load(_CONTENT, key, Content) is not None:
+        return layer
+    store.path("layer", key, ".json").unlink(missing_ok=True)
+    return None
 
 
 def _check_output(output: Path) -> None:
@@ -347,6 +368,7 @@ def _proven(prepared: Prepared, store: Store, layers: list[Layer]) -> Manifest:
     """The manifest of a bundle whose texts hold together. VerifyError, before anything is shipped, when they do not."""
     manifest = _manifest(prepared, layers)
     keyed = zip(prepared.keys, layers, strict=True)
+    # The interpreter and the own files tell nothing.
     contents = {layer.name: store.load(_CONTENT, key, Content) or Content() for key, layer in keyed}
     findings = prove_content(manifest, contents)
     refuse_findings(findings)

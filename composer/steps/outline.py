@@ -22,7 +22,7 @@ from composer.model.target import Target, Targets, parse_isa, parse_sm
 from composer.steps.fetch import artifact_path, is_reachable
 from composer.steps.load import LoadedRecipe, LocalFile, load_recipe, load_targets
 from composer.steps.locks import LockOptions, ensure_lock
-from composer.steps.sourcing import DEFAULT_BUDGET, Sourcing, Wishes, about_torch, decide
+from composer.steps.sourcing import DEFAULT_BUDGET, TORCH, Sourcing, Wishes, about_torch, decide
 from composer.store import Store
 
 
@@ -126,9 +126,11 @@ def outline(request: Request, store: Store) -> Outline:
     lock = ensure_lock(loaded, target.python, machine, request.lock)
     sourcing = decide(loaded, target, targets.isa[isa].flags, lock, request.wishes, store)
     packages, left_out = _select(loaded.recipe, lock, sm, sourcing)
+    declined = [f"{name} is not built from source: {why}" for name, why in sourcing.declined.items() if name != TORCH]
     return Outline(
         loaded=loaded, target=target, interpreter=interpreter, lock=lock, packages=packages, left_out=left_out,
-        warnings=notes, torch=about_torch(sourcing, lock), sourcing=sourcing, private=request.private, targets=targets,
+        warnings=(*notes, *declined), torch=about_torch(sourcing, lock), sourcing=sourcing, private=request.private,
+        targets=targets,
     )  # fmt: skip
 
 

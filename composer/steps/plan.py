@@ -170,7 +170,7 @@ def _draft(outline: Outline, package: LockedPackage, survey: Survey, options: Op
         name=package.name, version=package.version, filename=artifact.filename, artifact=artifact.sha256,
         python=outline.target.python, requires=_requires(outline, package.name, survey),
         patches=[_patch(outline.loaded.patches, name) for name in component.patches],
-        prune=_prunes(component, survey, sm, built=package.name in outline.sourcing.builds),
+        prune=_prunes(component, survey, sm, built=package.name in outline.sourcing.own),
         links=[link for link in component.links if link.applies(sm)],
         slim=_slim(outline, component, survey, options),
         pth=component.pth, untouched=untouched, bytecode=bytecode, level=options.level, mtime=options.mtime,
@@ -231,7 +231,7 @@ def _slim(outline: Outline, component: Component, survey: Survey, options: Optio
     if options.slim == "none":
         return None
     if rule:
-        if component.name not in outline.sourcing.builds:  # the text in its source is pinned with the source
+        if component.name not in outline.sourcing.own:  # the text in its source is pinned with the source
             _check_licence(component.name, rule, survey)
             _refuse_unmatched(rule.files, survey, f"component {component.name}: slim")
         return SlimEdit(files=rule.files, sms=sms, licence=rule.licence, gpu=rule.gpu, debug=rule.debug,
@@ -398,11 +398,7 @@ def _floors(outline: Outline, objects: Mapping[str, Elf], code: Mapping[str, Gpu
     needed = needed_libraries(code, [target.sm], coverage_rules(outline),
                               site=f"lib/python{target.python}/site-packages/")  # fmt: skip
     kernels = {file.path: file.kernel for file in base if file.kernel}
-    built = [
-        name
-        for name, job in outline.sourcing.builds.items()
-        if any("{isa.flags}" in value for value in job.build.environment.values())
-    ]
+    built = outline.sourcing.for_one_cpu(outline.recipe)
     return (
         host_floors(objects, outline.targets.driver, cuda=target.cuda, kernels=kernels,
                     ptx=[path for path, compiled in needed.items() if compiled])

@@ -28,7 +28,7 @@ from packaging.version import Version
 
 from composer._fs import host_errors
 from composer._proc import clean_environ, run
-from composer.errors import BuildError, RecipeError
+from composer.errors import BuildError, FetchError, RecipeError
 from composer.events import Event, Listener, silent
 from composer.formats.wheel import parse_wheel_name
 from composer.interpreter import Candidate
@@ -51,6 +51,8 @@ from composer.store import Store, key_of
 
 _VERSION = 1
 _KIND = "source"
+#: In the folder of a build: what it took, a line for each run. The next run waits until the last has let go of it.
+_RUNNING = ".running"
 _ENVIRONMENT_SECONDS = 1800.0
 #: PyTorch for all GPUs takes about 90 CPU hours.
 _BUILD_SECONDS = 7 * 86400.0
@@ -287,7 +289,9 @@ class Job:
         self._once("env", lambda path: self._install(fetched, path), self.key)
         raw = self._compile(toolchain)
         built = self._keep(raw, time.monotonic() - started)
-        if not self.build.shared:
+        if self.build.shared:
+            (folder / _RUNNING).unlink(missing_ok=True)  # the next build is another record
+        else:
             shutil.rmtree(folder, ignore_errors=True)
         return Result(path=artifact_path(self.store.root, built.artifact()), wheel=built, cached=False)
 
@@ -308,6 +312,9 @@ class Job:
 
     def _unpack(self, fetched: Fetched, path: Path) -> None:
         package = self.source.package
+        if self.source.git is not None and self.request.lock.offline:
+            raise FetchError("offline, and its source is a commit of a repository", where=self.subject,
+                             fix="Run it where the repository can be reached.")  # fmt: skip
         make_tree(self.source, fetched.paths[package.artifacts[0].sha256] if package else None, self.patches, path)
 
     def _install(self, fetched: Fetched, path: Path) -> None:
@@ -332,7 +339,7 @@ class Job:
         out, start = self.folder / "out", self.log.stat().st_size if self.log.is_file() else 0
         shutil.rmtree(out, ignore_errors=True)
         argv: list[str | Path] = [
-            sys.executable, "-I", "-S", _source_worker.__file__, self.folder / ".running",
+            sys.executable, "-I", "-S", _source_worker.__file__, self.folder / _RUNNING,
             sys.executable, "-I", "-S", _cut_network.__file__, self.folder / ".network", self.log,
             *_pip(self.folder / "env"), "wheel", "-v", "--no-build-isolation", "--check-build-dependencies",
             "--no-deps", "--no-index", "--no-cache-dir", "--wheel-dir", out, *self._settings(), self._root(),
@@ -413,7 +420,7 @@ class Job:
     def _taken(self) -> dict[str, Any]:
         """What all runs of the build took, as far as they ended by themselves."""
         with host_errors(self.folder):
-            rows = [msgspec.json.decode(line) for line in (self.folder / ".running").read_bytes().splitlines()]
+            rows = [msgspec.json.decode(line) for line in (self.folder / _RUNNING).read_bytes().splitlines()]
         return {"cpu_seconds": round(sum(row["cpu_seconds"] for row in rows), 1),
                 "memory": max(row["memory"] for row in rows)}  # fmt: skip
 

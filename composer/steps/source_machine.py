@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +69,8 @@ def compilers(environ: Mapping[str, str]) -> dict[str, str]:
     """
     found = {}
     for name, standard in (("CC", "cc"), ("CXX", "c++")):
-        program = shutil.which(environ.get(name, standard), path=environ.get("PATH"))
+        words = shlex.split(environ.get(name, standard)) or [standard]
+        program = shutil.which(words[0], path=environ.get("PATH"))
         if program:
             answer = run([program, "--version"], env=environ, timeout=_SECONDS, error=HostError)
             found[name] = next(iter(answer.decode(errors="replace").strip().splitlines()), "")
@@ -78,7 +80,8 @@ def compilers(environ: Mapping[str, str]) -> dict[str, str]:
 def used(folder: Path) -> int:
     """Bytes below a folder; what another process removes meanwhile counts as nothing."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.lstat().st_blocks * 512
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += Path(parent, name).lstat().st_blocks * 512
     return total

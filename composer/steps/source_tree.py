@@ -94,13 +94,23 @@ def make_tree(source: Source, archive: Path | None, patches: Sequence[Patch], fo
     elif source.path is not None and source.path.is_dir():
         with host_errors(part):
             shutil.copytree(source.path, part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        _refuse_changed(source, source.path, _tree_digest(part)[0])
     else:
         unpack(archive or source.path or Path(), part, members=_MEMBERS, size=_BYTES)
+        if source.path is not None:
+            with host_errors(source.path):
+                _refuse_changed(source, source.path, _file_digest(source.path)[0])
     root = top_folder(part)
     for patch in patches:
         _patch(root, patch)
     with host_errors(folder):
         part.rename(folder)
+
+
+def _refuse_changed(source: Source, path: Path, found: str) -> None:
+    """A local source is known by its digest before it is copied, which may be long after."""
+    if source.identity != f"sha256:{found}":
+        raise IntegrityError("the local source changed while it was read", where=str(path), fix="Run it again.")
 
 
 def top_folder(tree: Path) -> Path:

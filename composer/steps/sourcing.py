@@ -21,7 +21,7 @@ from composer.formats.wheel import parse_wheel_name
 from composer.interpreter import choose_python
 from composer.model.lock import FILE, Artifact, Lock, LockedPackage
 from composer.model.plan import BuiltFacts, LeftOut
-from composer.model.recipe import Component, RequiresEdit
+from composer.model.recipe import Component, Recipe, RequiresEdit
 from composer.model.target import Target
 from composer.steps.budget import within_budget
 from composer.steps.fetch import artifact_path, is_reachable
@@ -70,6 +70,10 @@ class Sourcing:
     def own(self) -> frozenset[str]:
         """Distributions that do not come from the lock."""
         return frozenset([*self.builds, *([self.given[0].name] if self.given else [])])
+
+    def for_one_cpu(self, recipe: Recipe) -> list[str]:
+        """Distributions whose code is for the target's CPU and newer ones only."""
+        return [name for name in sorted(self.own) if (build := recipe.component_of(name).build) and build.uses("isa")]
 
     def left_out(self, lock: Lock) -> tuple[LeftOut, ...]:
         """What the lock has and wheels that are built do not need."""
@@ -121,6 +125,12 @@ def _check_names(loaded: LoadedRecipe, wishes: Wishes) -> None:
         RecipeError(f"{loaded.recipe.name} does not say how {name!r} is built", where="--no-binary", fix=fix)
         for name in wishes.no_binary if name not in known
     ])  # fmt: skip
+    if TORCH in wishes.no_binary and wishes.torch not in ("auto", "source"):
+        raise RecipeError(f"--no-binary torch and --torch {wishes.torch} contradict each other", where="--torch",
+                          fix="Give one of them.")  # fmt: skip
+    torch = loaded.recipe.component_of(TORCH).build
+    if wishes.torch == "wheel" and torch and not torch.prebuilt:
+        raise RecipeError("no index has a wheel of this PyTorch", where="--torch", fix="Leave --torch out.")
     if wishes.torch == "source" and TORCH not in known:
         raise RecipeError(f"{loaded.recipe.name} does not say how PyTorch is built", where="--torch",
                           fix="Use --torch wheel, or add [component.build] to its component torch.")  # fmt: skip
@@ -220,13 +230,13 @@ def facts(job: Job) -> BuiltFacts:
 
 def about_torch(sourcing: Sourcing, lock: Lock) -> str:
     """How PyTorch is had, in words."""
-    version = lock.pins.get(TORCH)
-    if version is None:
-        return "the stack holds no PyTorch"
     if job := sourcing.builds.get(TORCH):
         target = job.request.target
         return f"PyTorch {job.request.version}: built from source for SM {target.sm} and {target.isa}"
     if sourcing.given:
         return f"PyTorch {sourcing.given[0].version}: from the wheel that was given"
+    version = lock.pins.get(TORCH)
+    if version is None:
+        return "the stack holds no PyTorch"
     why = f" (not built from source: {sourcing.declined[TORCH]})" if TORCH in sourcing.declined else ""
     return f"PyTorch {version}: prebuilt wheel{why}, ISA by run-time dispatch"

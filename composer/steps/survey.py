@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 _VERSION = 2
 _OBJECTS_VERSION = 3
-_TEXT = (".py", ".h", ".hpp", ".cuh", ".txt", ".json")
+#: Endings of files that are never looked at as objects.
+TEXT = (".py", ".h", ".hpp", ".cuh", ".txt", ".json")
 
 
 class SurveyedFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,7 +167,7 @@ def _hex(digest: bytes | None) -> str | None:
 
 def _head(view: Buffer, member: Member, where: str | None = None) -> bytes:
     """The first bytes of what may be an object."""
-    if member.size < HEAD or member.path.endswith(_TEXT):
+    if member.size < HEAD or member.path.endswith(TEXT):
         return b""
     return bytes(next(stream(view, member, HEAD, where=where)))
 

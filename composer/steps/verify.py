@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +25,12 @@ from composer.model.finding import Finding
 from composer.model.layer import Entry
 from composer.model.manifest import FINGERPRINT_PATH, HOST, MANIFEST_PATH, Manifest, fingerprint_of
 from composer.proofs.content import is_told, read_content
-from composer.proofs.floors import FLOORS_PATH
+from composer.proofs.floors import FLOORS_PATH, render_floors
 from composer.proofs.imports import check_imports
 from composer.steps.bundle import Bundle, open_bundle
 from composer.steps.pack import checksum_path
 from composer.steps.proofs import prove_content, prove_objects
-from composer.steps.survey import ObjectFacts, mapped, object_facts
+from composer.steps.survey import TEXT, ObjectFacts, mapped, object_facts
 from composer.steps.tree import manifest_of
 from composer.steps.unpack import copy_hashed, unpack_into
 from composer.store import Store
@@ -55,7 +55,8 @@ def verify(path: Path, store: Store, *, imports: bool, jobs: int,
     if path.is_dir():
         manifest = manifest_of(path)
         findings = [*_fingerprint(manifest), *_tree_content(path, manifest, jobs, listener)]
-        return manifest, (*findings, *_unpacked(path, manifest, imports=imports))
+        damaged = {one.subject for one in findings}
+        return manifest, (*findings, *_unpacked(path, manifest, imports=imports, damaged=damaged))
     bundle = open_bundle(path)
     findings = [*_fingerprint(bundle.manifest), *_checksum(path)]
     if not imports:
@@ -123,7 +124,7 @@ def _check_member(entry: Entry, content: IO[bytes], seen: _Seen) -> Iterator[Fin
     copy_hashed(content, sink)
     if digest.hexdigest() != entry.sha256:
         yield _changed(entry, digest.hexdigest())
-    elif kept is not None and is_elf(head):
+    elif kept is not None and is_elf(head) and not entry.path.endswith(TEXT):
         seen.objects[entry.path] = object_facts(memoryview(kept), entry.path)
     elif kept is not None:
         seen.texts[entry.path] = bytes(kept)
@@ -149,7 +150,20 @@ def _tree_content(prefix: Path, manifest: Manifest, jobs: int, listener: Listene
         for finding in pool.map(lambda entry: _check_file(prefix, entry), todo):
             if finding:
                 yield finding
+    yield from _own_texts(prefix, manifest)
     listener(Event(step="verify", subject=str(prefix), finished=True))
+
+
+def _own_texts(prefix: Path, manifest: Manifest) -> Iterator[Finding]:
+    """The two files beside the manifest, which repeat a part of it for programs."""
+    for path, wanted in (
+        (FINGERPRINT_PATH, manifest.fingerprint.encode()),
+        (FLOORS_PATH, render_floors(manifest.name, manifest.floors)),
+    ):
+        file = prefix / path
+        if not (file.is_file() and file.read_bytes() == wanted):
+            yield Finding(id="content", severity="error", subject=path, evidence="does not say what the manifest says",
+                          fix="Unpack the bundle again.")  # fmt: skip
 
 
 def _walk(prefix: Path) -> Iterator[str]:
@@ -176,19 +190,20 @@ def _check_file(prefix: Path, entry: Entry) -> Finding | None:
     return None if digest == entry.sha256 else _changed(entry, digest)
 
 
-def _unpacked(prefix: Path, manifest: Manifest, *, imports: bool, moved: bool = False) -> Iterator[Finding]:
-    """moved: also import from another place, which only who may move the tree can ask for."""
+def _unpacked(prefix: Path, manifest: Manifest, *, imports: bool, moved: bool = False,
+              damaged: Collection[str] = ()) -> Iterator[Finding]:  # fmt: skip
+    """moved: also import from another place, which only who may move the tree can ask for. damaged: not to be read."""
     seen = _Seen()
     for entry in manifest.entries().values():
         path = prefix / entry.path
-        if entry.target is not None or not path.is_file():
+        if entry.target is not None or entry.path in damaged:
             continue
         if is_told(entry.path) and not entry.path.endswith(".py"):
             seen.texts[entry.path] = path.read_bytes()
-        elif entry.size >= 64 and _is_object(path):
+        elif entry.size >= 64 and not entry.path.endswith(TEXT) and _is_object(path):
             with mapped(path) as view, memoryview(view) as content:
                 seen.objects[entry.path] = object_facts(content, entry.path)
-    yield from _proofs(manifest, seen, prefix)
+    yield from _proofs(manifest, seen, prefix, damaged)
     if imports:
         yield from check_imports(prefix, manifest.checks, host=_host_python(manifest), moved=moved)
 
@@ -205,8 +220,10 @@ def _host_python(manifest: Manifest) -> Path | None:
     return next((one.path for one in find_pythons((manifest.target["python"],))), None)
 
 
-def _proofs(manifest: Manifest, seen: _Seen, prefix: Path | None = None) -> Iterator[Finding]:
-    """All proofs that need the files alone. prefix: where sources are that are not in `seen`."""
+def _proofs(manifest: Manifest, seen: _Seen, prefix: Path | None = None,
+            damaged: Collection[str] = ()) -> Iterator[Finding]:  # fmt: skip
+    """All proofs that need the files alone. prefix: where sources are that are not in `seen`, but for damaged ones."""
+    listed = manifest.entries()
     contents = {
         layer.name: read_content((one.path, seen.texts[one.path]) for one in layer.entries
                                  if one.path in seen.texts and not one.path.endswith(".py"))
@@ -217,7 +234,8 @@ def _proofs(manifest: Manifest, seen: _Seen, prefix: Path | None = None) -> Iter
         """Sources are many, and few of them are reached: they are read when they are asked for."""
         if path in seen.texts:
             return source_imports(seen.texts[path])
-        return source_imports((prefix / path).read_bytes()) if prefix and path.endswith(".py") else None
+        told = prefix is not None and path.endswith(".py") and path in listed and path not in damaged
+        return source_imports((prefix / path).read_bytes()) if prefix and told else None
 
     yield from prove_objects(manifest, seen.objects)
     yield from prove_content(manifest, contents, imports_of)

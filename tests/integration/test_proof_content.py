@@ -104,7 +104,9 @@ def test_a_link_that_leaves(prefix):
 
 
 def test_a_hook_that_nobody_allowed(prefix):
-    (found,) = [one for one in as_composed(prefix).check() if one.severity == "error"]
+    made = as_composed(prefix)
+    layers = [msgspec.structs.replace(layer, changes=Changes()) for layer in made.layers]
+    (found,) = [one for one in replace(made, layers=layers).check() if one.severity == "error"]
     assert (found.id, found.subject) == ("files.at-start", f"{SITE}{HOOK}")
     assert "'import hook'" in found.evidence
 
