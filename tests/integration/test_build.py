@@ -548,12 +548,60 @@ def _unresolve(prefix: Path) -> str:
     return "core_lib/lib/libcore.so"
 
 
-@pytest.mark.parametrize("damage", [_flip, _add, _remove, _relink, _unresolve])
+def _cut(prefix: Path) -> str:
+    path = prefix / SITE / "core_lib/lib/libcore.so"
+    _replace(path, path.read_bytes()[:200])
+    return "core_lib/lib/libcore.so"
+
+
+def _lose_a_source(prefix: Path) -> str:
+    (prefix / SITE / "app/core.py").unlink()
+    return "app/core.py"
+
+
+def _garble_metadata(prefix: Path) -> str:
+    _replace(prefix / SITE / "app-1.0.dist-info/METADATA", b"\xff\xfe")
+    return "app-1.0.dist-info/METADATA"
+
+
+def _raise_a_floor(prefix: Path) -> str:
+    _replace(prefix / "share/compose/floors", b"small\nglibc\t9.9\tnobody\n")
+    return "share/compose/floors"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_flip, _add, _remove, _relink, _unresolve, _cut, _lose_a_source, _garble_metadata, _raise_a_floor],
+)
 def test_verify_names_what_is_wrong_with_a_tree(first: First, damaged: Path, damage: Callable[[Path], str]) -> None:
     path = damage(damaged)
     done = first.stack.compose("verify", "--no-imports", str(damaged)).refused(9)
     assert path in done.out
     assert "not sound" in done.out
+
+
+def test_a_layer_whose_facts_are_lost_is_made_again(first: First, tmp_path: Path) -> None:
+    """Without them its requirements and imports would go unproven."""
+    other = first.stack.fresh(tmp_path / "other")
+    other.build().ok()
+    lost = list((other.store / "objects").glob("content*/*/*.json"))
+    for path in lost:
+        path.unlink()
+    other.bundle.unlink()
+    other.build().ok()
+    assert sorted((other.store / "objects").glob("content*/*/*.json")) == sorted(lost)
+
+
+def test_another_manifest_of_the_same_layers_is_another_bundle(first: First, tmp_path: Path) -> None:
+    other = first.stack.fresh(tmp_path / "other")
+    other.build().ok()
+    before, text = other.digest(), other.recipe.read_text()
+    other.recipe.write_text(text.replace('serve = "bin/app-hello"', 'serve = "bin/python -m app.core"'))
+    try:
+        assert "built in" in other.build("--frozen").ok().out
+    finally:
+        other.recipe.write_text(text)
+    assert other.digest() != before
 
 
 @pytest.mark.parametrize("where", [0.05, 0.5, 0.95, 0.9999])

@@ -62,6 +62,31 @@ def test_the_ways_to_have_it(small: Stack) -> None:
     assert torch_of(small, "--torch", "wheel").startswith("PyTorch 1.0: prebuilt wheel, ISA by run-time dispatch")
 
 
+def test_a_build_that_failed_is_not_one_that_was_built(small: Stack, index: Index) -> None:
+    broken = {**FILES, "src/b_second.c": "int second(void) { return gone(); }\nint x = gone;\n"}
+    index.projects["torch"][0] = File(filename="torch-1.0.tar.gz", data=sdist(broken, "torch-1.0/"))
+    small.build("--torch", "source").refused(5, "the build failed")
+    assert "prebuilt wheel" in torch_of(small, "--torch-budget", "0")
+
+
+def test_switches_that_contradict_each_other(small: Stack) -> None:
+    small.build("--torch", "wheel", "--no-binary", "torch").refused(2, "contradict each other")
+    small.build("--torch", "t-1-py3-none-any.whl", "--no-binary", "torch").refused(2, "contradict each other")
+
+
+def test_the_cpu_that_a_wheel_was_built_for_is_a_floor_whoever_built_it(small: Stack, tmp_path: Path) -> None:
+    def floor(*more: str) -> str:
+        small.build(*more).ok()
+        floors = json.loads(small.compose("inspect", str(small.bundle), "--json").ok().out)["floors"]
+        return str(floors.get("CPU", {}).get("version"))
+
+    small.compose("wheel", "torch", "--recipe", str(small.recipe), *TARGET, "-o", str(tmp_path / "w")).ok()
+    (wheel,) = (tmp_path / "w").iterdir()
+    assert "avx512f" in floor("--torch", str(wheel))
+    assert floor("--torch", "source") == floor("--torch", str(wheel))
+    assert floor("--torch", "wheel") == "None"
+
+
 def test_a_record_and_a_budget(small: Stack, index: Index) -> None:
     small.build("--torch", "source").ok()
     newer = {**FILES, "src/b_second.c": "int second(void) { return 2; }\n"}
