@@ -156,7 +156,8 @@ def write_recipe(folder: Path, index_url: str, *, cuda: str = "", pythons: tuple
     text = HEAD.replace("@CUDA@", cuda or "12.8").replace("@PYTHONS@", ", ".join(f'"{one}"' for one in pythons))
     text += build_table()
     for old, new in (
-        (r'^url = .*\nsha256 = .*$', f'path = "pytorch-v2.9.1.tar.gz"\nsha256 = "{hashlib.sha256(data).hexdigest()}"'),
+        (r"^url = .*$", f'path = "pytorch-v2.9.1.tar.gz"\nsha256 = "{hashlib.sha256(data).hexdigest()}"'),
+        (r'^\[component\.build\.releases\]\n(?:".*\n)+', ""),
         (r"^memory = .*$", "memory = 1_000_000"),
         (r"^disk = .*$", "disk = 1_000_000"),
         *(() if cuda else ((r"^cuda = true$", "cuda = false"), (r"\$CXX", "g++"))),

@@ -21,6 +21,7 @@ CUDA_JOB_BYTES = 8 * 10**9
 #: Name, in the folder of a build, of the link to its environment's site-packages: the same for all Pythons.
 SITE = "site"
 
+_RELEASE = "{release}"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -63,6 +64,7 @@ class Build(Record, frozen=True, kw_only=True):
     The source is one of: `sdist` (of the component's version, from its index), `url` with `sha256`, `git` with the
     `commit` (40 hex digits; submodules come along), `path` (a folder, or an archive; relative to the recipe), or
     `shipped`, a folder below composer's sources/.
+    releases: sha256 by version, instead of one sha256, for a url with `{release}` in the place of the version.
     when: whether a bundle takes it instead of the wheel of the lock. `always`; `asked`: by `--no-binary`; `auto`: when
     it can be built here within the budget; `fallback`: so, and when the wheel cannot be had.
     prebuilt: an index has a wheel, too. patches: applied exactly, below patches/. requires: everything that must be
@@ -83,6 +85,7 @@ class Build(Record, frozen=True, kw_only=True):
     path: str | None = None
     shipped: str | None = None
     sha256: str | None = None
+    releases: Mapping[str, str] = {}
     size: int | None = None
     commit: str | None = None
     subdirectory: str | None = None
@@ -97,6 +100,11 @@ class Build(Record, frozen=True, kw_only=True):
     shared: str | None = None
     disk: int = 0
     memory: int = 0
+
+    def release(self, version: str) -> tuple[str, str]:
+        """Address and sha256 of a version's archive."""
+        assert self.url is not None
+        return self.url.replace(_RELEASE, version), self.releases.get(version) or self.sha256 or ""
 
     def for_target(self, sms: Sequence[int], isa: str) -> Build:
         """This build with the variants for a target; of two that give a variable, the later one counts."""
@@ -183,6 +191,7 @@ def build_faults(name: str, version: str | None, build: Build) -> Iterator[tuple
     if version is None:
         yield "", "needs the component's version"
     yield from _source_faults(build)
+    yield from _release_faults(version, build)
     for number, text in enumerate(build.requires):
         if fault := _requirement_fault(text):
             yield f"requires[{number}]", fault
@@ -222,7 +231,7 @@ def _source_faults(build: Build) -> Iterator[tuple[str, str]]:
     given = [key for key in ("sdist", "url", "git", "path", "shipped") if getattr(build, key)]
     if len(given) != 1:
         yield "", f"needs one source: sdist, url, git, path or shipped, and not {' and '.join(given) or 'none'}"
-    if build.url is not None and not build.sha256:
+    if build.url is not None and not (build.sha256 or build.releases):
         yield "sha256", "must be the 64 hex digits of what the url serves"
     if build.sha256 is not None and not _SHA256.fullmatch(build.sha256):
         yield "sha256", "must be 64 hex digits"
@@ -234,6 +243,18 @@ def _source_faults(build: Build) -> Iterator[tuple[str, str]]:
         yield "commit", "and git are only meant together"
     if build.commit is not None and not _COMMIT.fullmatch(build.commit):
         yield "commit", f"{build.commit!r} is not 40 hex digits: a tag or a branch can move"
+
+
+def _release_faults(version: str | None, build: Build) -> Iterator[tuple[str, str]]:
+    if not build.releases:
+        return
+    if build.sha256 or _RELEASE not in (build.url or ""):
+        yield "releases", f"is meant for a url with {_RELEASE}, instead of one sha256"
+    elif version is not None and version not in build.releases:
+        yield "releases", f"does not hold {version}; it has {', '.join(build.releases)}"
+    for name, digest in build.releases.items():
+        if not _SHA256.fullmatch(digest):
+            yield f"releases.{name}", "must be 64 hex digits"
 
 
 def _requirement_fault(text: str) -> str | None:

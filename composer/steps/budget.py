@@ -183,7 +183,7 @@ def _answers(job: Job) -> bool:
     if job.source.git is not None:
         return is_reachable(f"{job.source.git.rstrip('/')}/info/refs?service=git-upload-pack")
     if job.build.url is not None:
-        return is_reachable(job.build.url)
+        return is_reachable(job.build.release(component.version or "")[0])
     try:
         return bool(find_sdist(component.name, component.version or "", component.index, indexes))
     except FetchError:

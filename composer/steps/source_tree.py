@@ -140,10 +140,9 @@ def checkout(url: str, commit: str, folder: Path, *, protocols: str = "https") -
 
 
 def _released(component: Component, build: Build) -> LockedPackage:
-    assert build.url is not None
-    assert build.sha256 is not None
-    filename = unquote(urlsplit(build.url).path.rsplit("/", 1)[-1])
-    artifact = Artifact(filename=filename, size=build.size or 0, sha256=build.sha256, url=build.url)
+    url, sha256 = build.release(component.version or "")
+    filename = unquote(urlsplit(url).path.rsplit("/", 1)[-1])
+    artifact = Artifact(filename=filename, size=build.size or 0, sha256=sha256, url=url)
     return LockedPackage(name=component.name, version=component.version or "", index="url", artifacts=(artifact,))
 
 

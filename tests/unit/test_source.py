@@ -67,6 +67,18 @@ def refused(text: str) -> str:
         ('url = "https://example.org/x.tar.gz"', "component[0].build.sha256: must be the 64 hex digits"),
         (f'url = "http://example.org/x"\nsha256 = "{SHA}"', "component[0].build.url: "),
         (f'url = "https://u:p@example.org/x"\nsha256 = "{SHA}"', "component[0].build.url: "),
+        (
+            f'url = "https://example.org/x"\nreleases = {{ "1.0" = "{SHA}" }}',
+            "component[0].build.releases: is meant for",
+        ),
+        (
+            f'url = "https://example.org/{{release}}"\nreleases = {{ "2.0" = "{SHA}" }}',
+            "component[0].build.releases: does not hold 1.0; it has 2.0",
+        ),
+        (
+            'url = "https://example.org/{release}"\nreleases = { "1.0" = "x" }',
+            "component[0].build.releases.1.0: must be",
+        ),
         (f'sdist = true\nsha256 = "{SHA}"', "component[0].build.sha256: is only meant beside"),
         ("sdist = true\nsize = 1", "component[0].build.size: "),
         ('git = "https://example.org/x.git"', "component[0].build.commit: and git are only meant together"),
@@ -94,6 +106,11 @@ def refused(text: str) -> str:
 )
 def test_a_build_that_cannot_be_meant_is_named_by_its_key(text: str, place: str) -> None:
     assert place in refused(GOOD + text)
+
+
+def test_the_archive_of_a_version_is_chosen_by_it() -> None:
+    one = build(sdist=False, url="https://example.org/v{release}.tar.gz", releases={"1.0": SHA, "2.0": "b" * 64})
+    assert one.release("2.0") == ("https://example.org/v2.0.tar.gz", "b" * 64)
 
 
 def test_a_requirement_that_is_none_and_one_that_is_a_url() -> None:

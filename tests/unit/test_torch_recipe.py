@@ -129,4 +129,7 @@ def test_the_version_is_the_components() -> None:
     component = load_recipe("sglang").recipe.component_of("torch")
     assert component.version == "2.9.1"
     assert shipped().environment["PYTORCH_BUILD_VERSION"] == "{version}"
-    assert shipped().url == ("https://github.com/pytorch/pytorch/releases/download/v2.9.1/pytorch-v2.9.1.tar.gz")
+    url, sha256 = shipped().release("2.9.1")
+    assert url == "https://github.com/pytorch/pytorch/releases/download/v2.9.1/pytorch-v2.9.1.tar.gz"
+    assert sha256.startswith("e17504700ebc")
+    assert shipped().release("2.13.0")[0].endswith("/v2.13.0/pytorch-v2.13.0.tar.gz")
