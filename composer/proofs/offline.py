@@ -54,12 +54,9 @@ def _finding(row: RuntimeWork, lacking: list[str]) -> Finding:
             evidence=f"{needs}{kept}; only for {row.asked_by}: {row.reason}",
         )  # fmt: skip
     ahead = f"Add what has it made ahead: {', '.join(row.unless)}."
-    if row.instead:
-        return Finding(
-            id="offline.needs", severity="warning", subject=row.of,
-            evidence=f"{needs}; {row.reason}; {row.instead} serves without", fix=ahead if row.unless else None,
-        )  # fmt: skip
+    fix = ahead if row.unless else None if row.instead else "Patch it, or drop the distribution."
+    otherwise = f"; {row.instead} serves without" if row.instead else ""
     return Finding(
-        id="offline.needs", severity="error", subject=row.of, evidence=f"{needs}; {row.reason}",
-        fix=ahead if row.unless else "Patch it, or drop the distribution.",
+        id="offline.needs", severity="warning" if row.instead else "error", subject=row.of,
+        evidence=f"{needs}; {row.reason}{otherwise}", fix=fix,
     )  # fmt: skip

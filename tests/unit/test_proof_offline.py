@@ -82,3 +82,10 @@ def test_the_rows_of_this_project():
     assert [fault for row in rows for fault in runtime_faults(row)] == []
     environment = (ROOT / "composer/runtime/environment.py").read_text()
     assert [row.what for row in rows if row.cache is None or f'"{row.cache}"' not in environment] == []
+
+
+def test_another_way_to_serve_makes_it_a_warning() -> None:
+    row = RuntimeWork(what="kernels", of="stack", needs=("nvcc",), reason="by default", instead="--backend triton")
+    (found,) = check_offline([row], set(), {"stack"}, sm=80, python="3.12")
+    assert (found.id, found.severity, found.fix) == ("offline.needs", "warning", None)
+    assert found.evidence.endswith("by default; --backend triton serves without")
