@@ -19,7 +19,9 @@ _NOTE_EVERY = 30.0
 _LAST_LINES = 15
 _TAIL = 1 << 20
 _NINJA = re.compile(rb"^\s*\[(\d+)/(\d+)\]", re.MULTILINE)
-_FAULT = re.compile(r"(?i)\berror\b|^FAILED:|undefined reference")
+# Not `-Werror`, nor a file that is called so; front ends indent what a build says.
+_FAULT = re.compile(r"(?i)\berror:|^\s*FAILED:|undefined reference")
+_LONGEST_LINE = 300
 _MISSING = re.compile(r"Some build dependencies for .*? (?:are missing|conflict with the backend dependencies): (.*)")
 
 
@@ -87,7 +89,7 @@ def failure(log: Path, start: int, subject: str, ending: str) -> ComposerError:
         size = stream.seek(0, 2)
         stream.seek(max(start, size - _TAIL))
         text = stream.read().decode("utf-8", "replace")
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    lines = [line.rstrip()[:_LONGEST_LINE] for line in text.splitlines() if line.strip()]
     told = "\n".join(_telling(lines)) or ending
     if missing := _MISSING.search(text):
         return BuildError("the build requirements are not complete", where=subject, why=missing[1].strip(),
