@@ -214,14 +214,13 @@ def summarise(prepared: Prepared, output: Path) -> Summary:
                      cached=prepared.known[key] is not None, edits=list(summary_edits(wheel)))
         for key, wheel in prepared.wheels.items()
     ]  # fmt: skip
-    fingerprint = _fingerprint(prepared)
     return Summary(
         name=outline.name, recipe=f"{outline.recipe.name} {outline.recipe.version}", lock=outline.lock.filename,
         target=target_facts(outline), interpreter=outline.interpreter.label, torch=_torch(prepared), layers=layers,
         built=built_facts(outline),
         stubs=[one.summary for one in outline.recipe.stub], left_out=prepared.left_out, warnings=prepared.warnings,
-        fingerprint=fingerprint, output=str(output),
-        up_to_date=bool(fingerprint) and is_packed(output, fingerprint),
+        fingerprint=_fingerprint(prepared), output=str(output),
+        up_to_date=_packed(prepared, output) is not None,
     )  # fmt: skip
 
 
@@ -275,9 +274,10 @@ def _packed(prepared: Prepared, output: Path) -> Manifest | None:
 
     Then the proofs would find what they found; it is in the warnings.
     """
-    layers = [layer for layer in prepared.known.values() if layer]
-    if len(layers) < len(prepared.known) or not is_packed(output, fingerprint_of(layers)):
+    fingerprint = _fingerprint(prepared)
+    if not (fingerprint and is_packed(output, fingerprint)):
         return None
+    layers = [layer for layer in prepared.known.values() if layer]
     packed = open_bundle(output)
     manifest = msgspec.structs.replace(_manifest(prepared, layers), warnings=packed.manifest.warnings)
     return manifest if packed.manifest_json == msgspec.json.encode(manifest) else None

@@ -418,7 +418,7 @@ class Job:
         return built
 
     def _taken(self) -> dict[str, Any]:
-        """What all runs of the build took, as far as they ended by themselves."""
+        """What all runs of the build took; of one that was ended only the CPU seconds are known."""
         with host_errors(self.folder):
             rows = [msgspec.json.decode(line) for line in (self.folder / _RUNNING).read_bytes().splitlines()]
         return {"cpu_seconds": round(sum(row["cpu_seconds"] for row in rows), 1),

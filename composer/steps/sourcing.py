@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from composer.interpreter import choose_python
 from composer.model.lock import FILE, Artifact, Lock, LockedPackage
 from composer.model.plan import BuiltFacts, LeftOut
 from composer.model.recipe import Component, Recipe, RequiresEdit
+from composer.model.source import local_version
 from composer.model.target import Target
 from composer.steps.budget import within_budget
 from composer.steps.fetch import artifact_path, is_reachable
@@ -115,7 +117,8 @@ def decide(loaded: LoadedRecipe, target: Target, flags: tuple[str, ...], lock: L
         else:
             declined[component.name] = reason
     path = wishes.torch_wheel
-    return Sourcing(builds=builds, declined=declined, given=_given(path, lock, target) if path else None)
+    given = _given(path, loaded.recipe.component_of(TORCH), lock, target) if path else None
+    return Sourcing(builds=builds, declined=declined, given=given)
 
 
 def _check_names(loaded: LoadedRecipe, wishes: Wishes) -> None:
@@ -173,11 +176,11 @@ def _job(loaded: LoadedRecipe, component: Component, target: Target, flags: tupl
     return prepare_build(request, store)
 
 
-def _given(path: Path, lock: Lock, target: Target) -> tuple[LockedPackage, LocalFile]:
+def _given(path: Path, torch: Component, lock: Lock, target: Target) -> tuple[LockedPackage, LocalFile]:
     """The user's wheel of PyTorch in the place of the locked one. RecipeError for one that cannot take it."""
     if not path.is_file():
         raise RecipeError("no such file", where=f"--torch {path}", fix="Give the path of a wheel of PyTorch.")
-    if fault := _unfit(path.name, lock, target):
+    if fault := _unfit(path.name, lock, target) or _made_for_others(path.name, torch, target):
         raise RecipeError("cannot be PyTorch in this bundle", where=f"--torch {path}", why=fault,
                           fix="Give a wheel that was built for this recipe and target.")  # fmt: skip
     with host_errors(path), path.open("rb") as stream:
@@ -203,6 +206,17 @@ def _unfit(filename: str, lock: Lock, target: Target) -> str | None:
     if not name.tags & fitting:
         return f"it is not for CPython {target.python} on {target.machine}"
     return None
+
+
+def _made_for_others(filename: str, torch: Component, target: Target) -> str | None:
+    """The label of a wheel that composer built names the target; other labels, such as `cu128`, say nothing of it."""
+    label = parse_wheel_name(filename).version.local or ""
+    gpus = [part for part in label.split(".") if re.fullmatch(r"sm\d+|all", part)]
+    if not gpus or torch.build is None:
+        return None
+    wanted = str(local_version(torch.version or "0", torch.build, sms=(target.sm,), isa=target.isa).local)
+    fits = {wanted, wanted.replace(f"sm{target.sm}", "all")}
+    return None if label in fits else f"it was built for {label}, and the bundle is for {wanted}"
 
 
 # --- building ---------------------------------------------------------------------------------------------------------

@@ -113,6 +113,7 @@ def test_a_wheel_that_was_built_elsewhere(small: Stack, tmp_path: Path) -> None:
         ("other-1.0-py3-none-any.whl", "it is a wheel of other"),
         ("torch-1.0-cp38-cp38-linux_x86_64.whl", "it is not for CPython"),
         ("torch-1.0-py3-none-linux_aarch64.whl", "it is not for CPython"),
+        ("torch-1.0+sm80.avx512-py3-none-linux_x86_64.whl", "it was built for sm80.avx512"),
         ("torch.whl", "not the file name of a wheel"),
     ],
 )
