@@ -11,13 +11,13 @@ one, FlashInfer dies where HOME is read-only, and bundles of different versions 
 import os
 import stat
 
-# This module is PREFIX/lib/python3.X/site-packages/_compose_environment.py; sys.base_prefix may be the host's.
-_PREFIX = __file__.rsplit("/", 4)[0]
+from . import PREFIX
+
 
 
 def _fingerprint() -> str:
     try:
-        with open(os.path.join(_PREFIX, "share", "compose", "fingerprint")) as stream:
+        with open(os.path.join(PREFIX, "share", "compose", "fingerprint")) as stream:
             return stream.read().strip()[:16] or "unknown"
     except OSError:
         return "unknown"
@@ -78,4 +78,5 @@ def _prepare() -> None:
             os.environ["USER"] = f"uid{os.getuid()}"
 
 
-_prepare()
+if __name__ == "_compose.environment":
+    _prepare()

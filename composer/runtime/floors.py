@@ -12,6 +12,8 @@ version and what asks for it, with tabs between. What cannot be found out about 
 
 import os
 
+from . import PREFIX
+
 _SKIP = "WHEEL_COMPOSER_HOST_CHECK"
 #: Exit statuses; 10 is that of a foreign GPU.
 STATUS = {"glibc": 11, "kernel": 12, "CPU": 13, "driver": 14, "libstdc++ GLIBCXX": 15}
@@ -161,8 +163,7 @@ def _libstdcxx() -> str:
 def _check() -> None:
     if os.environ.get(_SKIP) == "off":
         return
-    # This module is PREFIX/lib/python3.X/site-packages/_compose_floors.py.
-    text = _read(__file__.rsplit("/", 4)[0] + "/share/compose/floors", 1 << 16)
+    text = _read(f"{PREFIX}/share/compose/floors", 1 << 16)
     try:
         floors = parse(text)
     except ValueError:
@@ -177,5 +178,5 @@ def _check() -> None:
     os._exit(STATUS[found[0][0]])
 
 
-if __name__ == "_compose_floors":
+if __name__ == "_compose.floors":
     _check()

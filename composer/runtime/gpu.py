@@ -5,14 +5,15 @@ that use no GPU do not pay for it. NVML is asked and not CUDA, because a process
 """
 
 # Every start of the interpreter reads this file, so what only the check needs is imported there.
-# ruff: noqa: PTH118, PTH120, PTH123
+# ruff: noqa: PTH118, PTH123
 
 import os
 import sys
 
+from . import PREFIX
+
 _SKIP = "WHEEL_COMPOSER_GPU_CHECK"
-# This module is PREFIX/lib/python3.X/site-packages/_compose_gpu.py.
-_TARGET = os.path.join(os.path.dirname(__file__), "..", "..", "..", "share", "compose", "target.json")
+_TARGET = os.path.join(PREFIX, "share", "compose", "target.json")
 
 
 class _Gate:
@@ -87,5 +88,5 @@ def _check() -> None:
     raise SystemExit(10)
 
 
-if __name__ == "_compose_gpu":
+if __name__ == "_compose.gpu":
     sys.meta_path.insert(0, _Gate())

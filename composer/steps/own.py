@@ -48,13 +48,12 @@ def own_files(outline: Outline, fetched: Fetched, store: Store, options: Options
     site = f"lib/python{outline.target.python}/site-packages"
     files = [
         *(OwnFile(path=path, data=data) for path, data in _activation(outline).items()),
-        OwnFile(path=f"{site}/_compose_environment.py", data=(_PACKAGE / "runtime/environment.py").read_bytes()),
-        OwnFile(path=f"{site}/_compose_gpu.py", data=(_PACKAGE / "runtime/gpu.py").read_bytes()),
+        *(OwnFile(path=f"{site}/_compose/{path.name}", data=path.read_bytes())
+          for path in sorted((_PACKAGE / "runtime").glob("*.py"))),
         # Not sitecustomize.py: that name is the host's or the distribution's, and Debian's CPython has one.
-        OwnFile(path=f"{site}/_compose_environment.pth", data=b"import _compose_environment, _compose_gpu\n"),
+        OwnFile(path=f"{site}/_compose_environment.pth", data=b"import _compose.environment, _compose.gpu\n"),
         # After _compose_fallback.pth, in the order of their names: it looks at the C++ runtime that was loaded there.
-        OwnFile(path=f"{site}/_compose_floors.py", data=(_PACKAGE / "runtime/floors.py").read_bytes()),
-        OwnFile(path=f"{site}/_compose_floors.pth", data=b"import _compose_floors\n"),
+        OwnFile(path=f"{site}/_compose_floors.pth", data=b"import _compose.floors\n"),
         OwnFile(path="share/compose/target.json", data=_target(outline, options)),
     ]
     if not options.redistributable:

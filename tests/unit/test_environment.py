@@ -23,7 +23,7 @@ NAMES = {
 }
 # Imports first: a process that gives up its user may no longer read its own standard library.
 CHILD = """
-import json, os, pwd, runpy, stat, sys
+import json, os, pwd, runpy, stat, sys, types
 os.umask(0o022)
 uid = int(sys.argv[3])
 if uid:
@@ -31,9 +31,10 @@ if uid:
     os.setgid(uid)
     os.setuid(uid)
 source = open(0).read()
-place = sys.argv[1] + "/lib/python3.12/site-packages/_compose_environment.py"
+sys.modules["_compose"] = package = types.ModuleType("_compose")
+package.PREFIX = sys.argv[1]
 before = dict(os.environ)
-exec(compile(source, place, "exec"), {"__name__": "_compose_environment", "__file__": place})
+exec(compile(source, "environment.py", "exec"), {"__name__": "_compose.environment"})
 print(json.dumps({name: value for name, value in os.environ.items() if before.get(name) != value}))
 """
 
@@ -117,14 +118,16 @@ def test_a_uid_without_a_name() -> None:
 
 def test_it_is_quick(tmp_path: Path) -> None:
     code = """
-import os, sys, time
+import os, sys, time, types
 source = compile(open(0).read(), "environment.py", "exec")
 os.environ["USER"] = "me"
+sys.modules["_compose"] = package = types.ModuleType("_compose")
+package.PREFIX = "/nonexistent"
 loaded = set(sys.modules)
 times = []
 for _ in range(20):
     start = time.perf_counter()
-    exec(source, {"__file__": "/nonexistent/lib/python3.12/site-packages/_compose_environment.py"})
+    exec(source, {"__name__": "_compose.environment"})
     times.append(time.perf_counter() - start)
 assert set(sys.modules) == loaded, set(sys.modules) - loaded
 print(min(times))

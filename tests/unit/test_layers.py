@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,10 @@ def test_no_import_cycle():
 
     for name in graph:
         visit(name, [])
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "runtime").glob("*.py")), ids=lambda path: path.name)
+def test_what_travels_in_a_bundle_needs_nothing_but_the_standard_library(path):
+    names = {name.split(".")[0] for name in imports(str(path.relative_to(PACKAGE)))}
+    assert names <= sys.stdlib_module_names
+    ast.parse(path.read_text(), feature_version=(3, 10))

@@ -27,7 +27,7 @@ class Bundle:
 
     @property
     def check(self) -> Path:
-        return self.prefix / "lib/python3.X/site-packages/_compose_floors.py"
+        return self.prefix / "lib/python3.X/site-packages/_compose/floors.py"
 
     def floors(self, *rows: str) -> None:
         path = self.prefix / "share/compose/floors"
@@ -46,8 +46,8 @@ class Bundle:
 
     def run(self, **environ: str) -> subprocess.CompletedProcess[str]:
         """`site` reads a .pth file of ours, so that what happens to a refusal there is seen."""
-        folder = self.check.parent
-        (folder / "_compose_floors.pth").write_text("import _compose_floors\n")
+        folder = self.check.parents[1]
+        (folder / "_compose_floors.pth").write_text("import _compose.floors\n")
         start = (
             f"import sys, site; sys.path.insert(0, {str(folder)!r}); site.addsitedir({str(folder)!r}); print('runs')"
         )
@@ -71,8 +71,7 @@ class Bundle:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     made = Bundle(tmp_path / "pre fix")
-    made.check.parent.mkdir(parents=True)
-    shutil.copy(_SOURCE, made.check)
+    shutil.copytree(_SOURCE.parent, made.check.parent)
     return made
 
 
@@ -165,10 +164,10 @@ def test_no_list_no_check(bundle: Bundle) -> None:
 
 def test_it_imports_nothing(bundle: Bundle) -> None:
     bundle.floors("glibc\t2.2.5\ta", "kernel\t2.6.32\ta", "CPU\t\ta", "driver\t1\ta")
-    code = f"import os, sys; sys.path.insert(0, {str(bundle.check.parent)!r}); old = set(sys.modules)\n"
-    code += "import _compose_floors; print(sorted(set(sys.modules) - old))"
+    code = f"import os, sys; sys.path.insert(0, {str(bundle.check.parents[1])!r}); old = set(sys.modules)\n"
+    code += "import _compose.floors; print(sorted(set(sys.modules) - old))"
     out = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out == "['_compose_floors']\n"
+    assert out == "['_compose', '_compose.floors']\n"
 
 
 def test_it_is_inert_elsewhere() -> None:

@@ -79,7 +79,7 @@ class Bundle:
 
     def run(self, code: str = "import torch", **environ: str) -> Done:
         """Start an interpreter that reads our .pth line, as one of the bundle does at its start."""
-        start = f"import sys; sys.path.insert(0, {str(self.site)!r})\nimport _compose_gpu\n{code}\n"
+        start = f"import sys; sys.path.insert(0, {str(self.site)!r})\nimport _compose.gpu\n{code}\n"
         environ = {"LD_LIBRARY_PATH": str(self.prefix / "driver"), "PATH": "/usr/bin:/bin", **environ}
         found = subprocess.run([sys.executable, "-I", "-S", "-c", start], env=environ, capture_output=True, text=True,
                                check=False, timeout=60)  # fmt: skip
@@ -90,7 +90,7 @@ class Bundle:
 def bundle(tmp_path: Path) -> Bundle:
     made = Bundle(tmp_path / "pre fix")
     made.site.mkdir(parents=True)
-    shutil.copy(_SOURCE, made.site / "_compose_gpu.py")
+    shutil.copytree(_SOURCE.parent, made.site / "_compose")
     (made.site / "torch.py").write_text(_TORCH)
     made.target()
     return made

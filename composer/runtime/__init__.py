@@ -1,0 +1,8 @@
+"""What travels in a bundle and runs on its host: the package `_compose` of the bundle's site-packages.
+
+Standard library of CPython 3.10 and newer only, and relative imports only, so that it runs in a bundle and from here.
+`environment`, `floors` and `gpu` run at every start of the bundle's interpreter; the others are the programs of bin/.
+"""
+
+# This package is PREFIX/lib/python3.X/site-packages/_compose; sys.base_prefix may be the host's.
+PREFIX = __file__.rsplit("/", 5)[0]
