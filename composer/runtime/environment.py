@@ -14,7 +14,6 @@ import stat
 from . import PREFIX
 
 
-
 def _fingerprint() -> str:
     try:
         with open(os.path.join(PREFIX, "share", "compose", "fingerprint")) as stream:

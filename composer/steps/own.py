@@ -48,8 +48,10 @@ def own_files(outline: Outline, fetched: Fetched, store: Store, options: Options
     site = f"lib/python{outline.target.python}/site-packages"
     files = [
         *(OwnFile(path=path, data=data) for path, data in _activation(outline).items()),
-        *(OwnFile(path=f"{site}/_compose/{path.name}", data=path.read_bytes())
-          for path in sorted((_PACKAGE / "runtime").glob("*.py"))),
+        *(
+            OwnFile(path=f"{site}/_compose/{path.name}", data=path.read_bytes())
+            for path in sorted((_PACKAGE / "runtime").glob("*.py"))
+        ),
         # Not sitecustomize.py: that name is the host's or the distribution's, and Debian's CPython has one.
         OwnFile(path=f"{site}/_compose_environment.pth", data=b"import _compose.environment, _compose.gpu\n"),
         # After _compose_fallback.pth, in the order of their names: it looks at the C++ runtime that was loaded there.
