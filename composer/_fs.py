@@ -36,6 +36,8 @@ def host_errors(where: Path) -> Iterator[None]:
 def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
     """A writable temporary beside `path` that becomes `path` when the block ends well, and vanishes otherwise.
 
+    Its `name` is its path, for who wants to read back what was written and flushed.
+
     Its writer holds a lock on it, which the kernel drops when the process dies: the next writer of `path` removes what
     dead ones left.
     """
@@ -44,7 +46,8 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
         _sweep(path)
         handle, temporary = _claim(path)
     try:
-        with host_errors(path), os.fdopen(handle, "w+b") as stream:
+        # Not os.fdopen, whose stream has no path for its name.
+        with host_errors(path), open(temporary, "w+b", opener=lambda *_: handle) as stream:
             yield stream
             stream.flush()
             os.fchmod(stream.fileno(), mode)

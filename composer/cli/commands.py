@@ -50,6 +50,12 @@ def _bundle_path(decided: Outline, folder: Path) -> Path:
 
 @compose.command()
 @options.with_options(options.TARGET, options.SHAPE, options.WORK)
+@click.option(
+    "--imports/--no-imports",
+    default=True,
+    show_default=True,
+    help="Import the recipe's modules from the finished bundle, which is unpacked for that.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan, and then the result, as JSON.")
 def build(*, dry_run: bool, as_json: bool, **kwargs: Any) -> None:  # noqa: ANN401
@@ -67,7 +73,7 @@ def build(*, dry_run: bool, as_json: bool, **kwargs: Any) -> None:  # noqa: ANN4
         if dry_run:
             return
         built = run_build(prepared, store, settings, output, listener)
-    render.built(built, time.monotonic() - started, as_json=as_json)
+    render.built(built, time.monotonic() - started, prepared.plan.findings, as_json=as_json)
 
 
 @compose.command()
@@ -118,14 +124,16 @@ def fetch(*, output: Path | None, **kwargs: Any) -> None:  # noqa: ANN401
 @compose.command()
 @click.argument("bundle", type=options.PATH)
 @click.option("--imports/--no-imports", default=True, show_default=True, help="Import modules in a child process.")
+@click.option("--notes", is_flag=True, help="List the notes, too, not only how many there are.")
 @click.option("--jobs", "-j", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)))
 @click.option("--json", "as_json", is_flag=True, help="Print findings as JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def verify(*, bundle: Path, imports: bool, jobs: int, as_json: bool, debug: bool) -> None:  # noqa: ARG001
+def verify(*, bundle: Path, imports: bool, notes: bool, jobs: int, as_json: bool,
+           debug: bool) -> None:  # noqa: ARG001  # fmt: skip
     """Check a bundle, or the folder it was unpacked into, against its manifest."""
     with drawn(quiet=as_json) as listener:
         manifest, findings = run_verify(bundle, Store(), imports=imports, jobs=jobs, listener=listener)
-    render.findings(manifest, findings, as_json=as_json)
+    render.findings(manifest, findings, notes=notes, as_json=as_json)
     errors = sum(one.severity == "error" for one in findings)
     if errors:
         raise VerifyError(f"{errors} faults", where=str(bundle), fix="See the findings above.")

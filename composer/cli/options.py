@@ -93,7 +93,8 @@ def request(kwargs: dict[str, Any]) -> Request:
 
 def settings(kwargs: dict[str, Any]) -> Settings:
     """How to work."""
-    return Settings(jobs=kwargs["jobs"], offline=kwargs["offline"], wheelhouses=kwargs["wheelhouses"])
+    return Settings(jobs=kwargs["jobs"], offline=kwargs["offline"], wheelhouses=kwargs["wheelhouses"],
+                    imports=kwargs.get("imports", True))  # fmt: skip
 
 
 def shape(kwargs: dict[str, Any]) -> Options:

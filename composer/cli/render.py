@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from composer.model.finding import Finding
+from composer.model.finding import SEVERITIES, Finding
 from composer.model.layer import Changes
 from composer.model.lock import Lock
 from composer.model.manifest import Floor, Manifest
@@ -119,17 +119,20 @@ def plan(summary: Summary, *, as_json: bool) -> None:
     click.echo("output is up to date" if summary.up_to_date else f"output:   {summary.output}")
 
 
-def built(result: Built, seconds: float, *, as_json: bool) -> None:
-    """The end of a build: what it made and what to do with it."""
+def built(result: Built, seconds: float, known: Sequence[Finding], *, as_json: bool) -> None:
+    """The end of a build: what it made and what to do with it. known: findings that were shown with the plan."""
     manifest, path = result.manifest, result.path
     unpacked = sum(layer.size for layer in manifest.layers)
     if as_json:
         click.echo(msgspec.json.encode({
             "path": str(path), "sha256": result.digest, "size": path.stat().st_size, "unpacked": unpacked,
             "fingerprint": manifest.fingerprint, "seconds": round(seconds, 2), "up_to_date": result.up_to_date,
-            "warnings": manifest.warnings,
+            "warnings": manifest.warnings, "findings": result.findings,
         }))  # fmt: skip
         return
+    for one in result.findings:
+        if one.severity == "warning" and one not in known:
+            finding(one)
     floors = ", ".join(_floor(name, floor) for name, floor in manifest.floors.items())
     click.echo(
         f"{'up to date' if result.up_to_date else 'built'} in {seconds:.1f} s\n"
@@ -137,6 +140,7 @@ def built(result: Built, seconds: float, *, as_json: bool) -> None:
         f"  size:    {size(path.stat().st_size)} ({size(unpacked)} unpacked)\n"
         f"  sha256:  {result.digest}\n"
         f"  host:    {floors}; NVIDIA driver\n"
+        f"  proofs:  {tally(result.findings)} (compose verify --notes {path.name})\n"
         f"on the host:\n"
         f"  mkdir {manifest.name} && tar --zstd -xf {path.name} -C {manifest.name}\n"
         f"  {manifest.name}/{manifest.serve or 'bin/python'}\n"
@@ -170,21 +174,36 @@ def fetched(result: Fetched) -> None:
     click.echo(f"{len(result.paths)} files at hand, {size(total)}")
 
 
-def findings(manifest: Manifest, found: Sequence[Finding], *, as_json: bool) -> None:
-    """The findings of a verification, the worst first."""
+def findings(manifest: Manifest, found: Sequence[Finding], *, notes: bool, as_json: bool) -> None:
+    """The findings of a verification, the worst first; notes one by one only if they are asked for."""
     if as_json:
         click.echo(msgspec.json.encode({"name": manifest.name, "findings": found}))
         return
-    order = ("error", "warning", "note")
-    for one in sorted(found, key=lambda one: order.index(one.severity)):
-        click.echo(f"{one.severity}: {one.id}: {one.subject}: {one.evidence}")
-        if one.fix and one.severity == "error":
-            click.echo(f"  fix: {one.fix}")
-    counts = Counter(one.severity for one in found)
+    for one in sorted(found, key=lambda one: SEVERITIES.index(one.severity)):
+        if notes or one.severity != "note":
+            finding(one)
+    counts = Counter(one.id for one in found if one.severity == "note")
+    if counts and not notes:
+        rows = table("notes", "#count")
+        for name, count in sorted(counts.items()):
+            rows.add_row(name, str(count))
+        console().print(rows)
     files = sum(len(layer.entries) for layer in manifest.layers)
-    verdict = "not sound" if counts["error"] else "sound"
-    click.echo(f"{manifest.name}: {verdict}; {files} files, {counts['error']} errors, {counts['warning']} warnings, "
-               f"{counts['note']} notes")  # fmt: skip
+    verdict = "not sound" if any(one.severity == "error" for one in found) else "sound"
+    click.echo(f"{manifest.name}: {verdict}; {counted(files, 'file')}, {tally(found)}")
+
+
+def finding(one: Finding) -> None:
+    """One finding and what to do about it."""
+    click.echo(f"{one.severity}: {one.id}: {one.subject}: {one.evidence}")
+    if one.fix:
+        click.echo(f"  fix: {one.fix}")
+
+
+def tally(found: Sequence[Finding]) -> str:
+    """`0 errors, 1 warning, 2 notes`."""
+    counts = Counter(one.severity for one in found)
+    return ", ".join(counted(counts[severity], severity) for severity in SEVERITIES)
 
 
 def manifest(shown: Manifest, path: Path) -> None:

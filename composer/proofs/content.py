@@ -27,7 +27,7 @@ from composer.proofs.files import (
     read_recorded,
 )
 from composer.proofs.ledger import Declared, Row, check_ledger, check_requirements, ledger, left_out, read_declared
-from composer.proofs.modules import Left, check_modules
+from composer.proofs.modules import Left, check_losses, check_modules
 from composer.proofs.offline import check_offline
 
 _INFO = ".dist-info/"
@@ -89,7 +89,7 @@ class Composed:
     contents: by the names of `layers`. environment: the target's marker variables (PEP 508), without `extra`. roots:
     modules that must import. hooks: names of `.pth` files that the recipe allows, beside those that the layers' changes
     list as `pth`. runtime: what the stack makes where it serves. imports_of: in place of the contents' imports, for who
-    reads sources only when they are asked for.
+    reads sources only when they are asked for; what modules that nothing reaches would need is then not told.
     """
 
     layers: Sequence[Layer]
@@ -134,7 +134,9 @@ class Composed:
         pruned = {one.pattern: one.reason for layer in self.layers for one in layer.changes.pruned}
         known = {path: found for content in self.contents.values() for path, found in content.imports.items()}
         left = Left(dropped=left_out(self.rows), pruned=pruned)
-        return check_modules(tree, self.imports_of or known.get, self.roots, left)
+        if self.imports_of:
+            return check_modules(tree, self.imports_of, self.roots, left)
+        return (*check_modules(tree, known.get, self.roots, left), *check_losses(tree, known, left))
 
     def _files(self) -> Iterator[Finding]:
         links = {path: entry.target for path, entry in self.entries.items() if entry.target is not None}

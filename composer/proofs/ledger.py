@@ -15,7 +15,7 @@ import msgspec
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from composer.formats.metadata import DropRequirement, Edit, edit_requires, name_and_version, requires_dist
+from composer.formats.metadata import name_and_version, requires_dist
 from composer.model.finding import Finding
 from composer.model.layer import RequiresChange
 
@@ -58,21 +58,6 @@ def read_declared(path: str, metadata: bytes) -> Declared:
     """The facts of one METADATA; WheelError when it is malformed."""
     name, version = name_and_version(metadata)
     return Declared(path=path, name=name, version=str(version), requires=tuple(map(str, requires_dist(metadata))))
-
-
-def planned(one: Declared, edits: Sequence[Edit]) -> tuple[Declared, tuple[RequiresChange, ...]]:
-    """What a distribution will say, and the changes that the manifest will list, before its METADATA is written."""
-    lines = "".join(f"Requires-Dist: {line}\n" for line in one.requires).encode()
-    edited, applied = edit_requires(lines, edits)
-    changes = tuple(
-        RequiresChange(was=was, now=_now(each.edit), reason=each.edit.reason)
-        for each in applied for was in each.matched
-    )  # fmt: skip
-    return msgspec.structs.replace(one, requires=tuple(map(str, requires_dist(edited)))), changes
-
-
-def _now(edit: Edit) -> str | None:
-    return None if isinstance(edit, DropRequirement) else edit.to
 
 
 def check_requirements(stack: Iterable[Declared], environment: Mapping[str, str]) -> tuple[Finding, ...]:

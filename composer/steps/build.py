@@ -7,7 +7,7 @@ import functools
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -16,15 +16,17 @@ import composer
 from composer._fs import host_errors
 from composer.errors import HostError
 from composer.events import Event, Listener
+from composer.model.finding import Finding
 from composer.model.layer import Layer
 from composer.model.lock import LockedPackage
 from composer.model.manifest import Check, Manifest, fingerprint_of
 from composer.model.plan import BuiltFacts, LeftOut, PlannedLayer, Summary, WheelPlan
 from composer.proofs.content import Content
 from composer.steps.base import InterpreterFacts, compiler, interpreter_layer, own_layer
-from composer.steps.bundle import open_bundle
+from composer.steps.bundle import Bundle, open_bundle
 from composer.steps.edit import Tools, write_wheel
 from composer.steps.fetch import Fetched, FetchEvent, artifact_path, fetch
+from composer.steps.imported import SKIPPED, check_packed
 from composer.steps.layer import LayerWriter, find_layer, stored_layer
 from composer.steps.outline import Outline
 from composer.steps.own import debian_mirrors, own_files, releases
@@ -45,17 +47,23 @@ from composer.steps.proofs import prove_content
 from composer.steps.sourcing import build_all, facts, is_built
 from composer.steps.stubs import stub_files
 from composer.steps.survey import Survey, Wanted, WheelFile, read_objects, survey_wheels
-from composer.store import Store
+from composer.store import Store, key_of
 
 #: What the texts of a layer say, by the layer's key.
 _CONTENT = "content-1"
+#: Of the check that modules import.
+_IMPORTS_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How to work, which does not change the result. jobs: threads. wheelhouses: folders to take wheels from first."""
+    """How to work, which does not change the result.
+
+    jobs: threads. wheelhouses: folders to take wheels from first. imports: import modules of the finished bundle.
+    """
 
     jobs: int
+    imports: bool = True
     offline: bool = False
     wheelhouses: Sequence[Path] = ()
 
@@ -84,12 +92,13 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """A finished bundle. digest: its sha256. up_to_date: nothing had to be done."""
+    """A finished bundle. digest: its sha256. up_to_date: nothing had to be done. findings: of all proofs, no errors."""
 
     path: Path
     digest: str
     manifest: Manifest
     up_to_date: bool
+    findings: tuple[Finding, ...]
 
 
 def sources(outline: Outline) -> list[LockedPackage]:
@@ -261,19 +270,20 @@ def build(prepared: Prepared, store: Store, settings: Settings, output: Path, li
     _check_output(output)
     with store.lock(f"output-{prepared.outline.name}"):
         prepared = _with_what_others_made(prepared, store)
+        proofs = _Proofs(prepared=prepared, store=store, settings=settings, listener=listener)
         if manifest := _packed(prepared, output):
-            return Built(path=output, digest=read_checksum(output), manifest=manifest, up_to_date=True)
+            proofs.of_texts(manifest)
+            proofs.of_imports(open_bundle(output))
+            return Built(path=output, digest=read_checksum(output), manifest=manifest, up_to_date=True,
+                         findings=tuple(proofs.findings))  # fmt: skip
         with contextlib.closing(_ready_layers(prepared, store, settings, listener)) as ready:
-            digest, manifest = pack(store, ready, functools.partial(_proven, prepared, store), output,
-                                    mtime=prepared.options.mtime, listener=listener)  # fmt: skip
-    return Built(path=output, digest=digest, manifest=manifest, up_to_date=False)
+            digest, manifest = pack(store, ready, proofs.manifest, output, mtime=prepared.options.mtime,
+                                    listener=listener, accept=proofs.of_imports)  # fmt: skip
+    return Built(path=output, digest=digest, manifest=manifest, up_to_date=False, findings=tuple(proofs.findings))
 
 
 def _packed(prepared: Prepared, output: Path) -> Manifest | None:
-    """The manifest, when `output` is this very bundle: of the same layers, and saying the same of them.
-
-    Then the proofs would find what they found; it is in the warnings.
-    """
+    """The manifest, when `output` is this very bundle: of the same layers, and saying the same of them."""
     fingerprint = _fingerprint(prepared)
     if not (fingerprint and is_packed(output, fingerprint)):
         return None
@@ -364,16 +374,51 @@ def _make(prepared: Prepared, key: str, tools: Tools, store: Store, stop: thread
     return layer
 
 
-def _proven(prepared: Prepared, store: Store, layers: list[Layer]) -> Manifest:
-    """The manifest of a bundle whose texts hold together. VerifyError, before anything is shipped, when they do not."""
-    manifest = _manifest(prepared, layers)
-    keyed = zip(prepared.keys, layers, strict=True)
-    # The interpreter and the own files tell nothing.
-    contents = {layer.name: store.load(_CONTENT, key, Content) or Content() for key, layer in keyed}
-    findings = prove_content(manifest, contents)
-    refuse_findings(findings)
-    warnings = [f"{one.subject}: {one.evidence}" for one in findings if one.severity == "warning"]
-    return msgspec.structs.replace(manifest, warnings=(*manifest.warnings, *warnings))
+@dataclass(slots=True, kw_only=True)
+class _Proofs:
+    """The proofs of a bundle that follow those of its plan. Each raises VerifyError before anything is shipped.
+
+    findings: of all that were asked.
+    """
+
+    prepared: Prepared
+    store: Store
+    settings: Settings
+    listener: Listener
+    findings: list[Finding] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.findings = [*self.prepared.plan.findings]
+
+    def manifest(self, layers: list[Layer]) -> Manifest:
+        """The manifest of a bundle whose texts hold together."""
+        manifest = _manifest(self.prepared, layers)
+        warnings = [f"{one.subject}: {one.evidence}" for one in self.of_texts(manifest) if one.severity == "warning"]
+        return msgspec.structs.replace(manifest, warnings=(*manifest.warnings, *warnings))
+
+    def of_texts(self, manifest: Manifest) -> tuple[Finding, ...]:
+        """Requirements, imports, files, what is made on the host. The interpreter and the own files tell nothing."""
+        keyed = zip(self.prepared.keys, manifest.layers, strict=True)
+        contents = {layer.name: self.store.load(_CONTENT, key, Content) or Content() for key, layer in keyed}
+        return self._found(prove_content(manifest, contents))
+
+    def of_imports(self, bundle: Bundle) -> None:
+        """Every module of the recipe imports; asked once of the same content."""
+        if not self.settings.imports:
+            return
+        manifest = bundle.manifest
+        key = key_of("imports", _IMPORTS_VERSION, fingerprint=manifest.fingerprint,
+                     checks=[msgspec.to_builtins(one) for one in manifest.checks])  # fmt: skip
+        known = self.store.load("imports", key, tuple[Finding, ...])
+        found = self._found(known if known is not None else check_packed(
+            bundle, self.store, jobs=self.settings.jobs, listener=self.listener))  # fmt: skip
+        if known is None and not any(one.id == SKIPPED for one in found):
+            self.store.save("imports", key, found)
+
+    def _found(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
+        refuse_findings(findings)
+        self.findings.extend(findings)
+        return tuple(findings)
 
 
 def _manifest(prepared: Prepared, layers: list[Layer]) -> Manifest:

@@ -24,7 +24,7 @@ from composer.formats.seekable import Frame, render_seek_table
 from composer.model.layer import Layer
 from composer.model.manifest import FINGERPRINT_PATH, MANIFEST_PATH, Manifest
 from composer.proofs.floors import FLOORS_PATH, render_floors
-from composer.steps.bundle import open_bundle
+from composer.steps.bundle import Bundle, open_bundle
 from composer.steps.layer import SUFFIX, compressor
 from composer.steps.survey import mapped
 from composer.store import Store
@@ -63,9 +63,10 @@ class Ready:
 
 
 def pack(store: Store, layers: Iterable[Ready], manifest_of: Callable[[list[Layer]], Manifest], output: Path, *,
-         mtime: int, listener: Listener) -> tuple[str, Manifest]:  # fmt: skip
+         mtime: int, listener: Listener, accept: Callable[[Bundle], None]) -> tuple[str, Manifest]:  # fmt: skip
     """Write the bundle and its checksum file while layers become ready; returns the bundle's sha256 and its manifest.
 
+    accept: is shown the whole bundle before it takes its place, and raises when it may not.
     IntegrityError for cached bytes that are not those of their digest: they are dropped from the store, so the next
     run makes them again.
     """
@@ -82,6 +83,7 @@ def pack(store: Store, layers: Iterable[Ready], manifest_of: Callable[[list[Laye
             frames.append(Frame(len(packed), len(plain)))
         copier.write(render_seek_table(frames))
         digest = copier.finish()
+        accept(open_bundle(Path(out.name)))
     write_atomic(checksum_path(output), f"{digest}  {output.name}\n".encode())
     listener(Event(step="pack", subject=output.name, finished=True))
     return digest, manifest

@@ -148,7 +148,9 @@ def plan_wheels(outline: Outline, drafts: Sequence[WheelPlan], surveys: Mapping[
     code = {**{path: one.gpu for path, one in facts.items()}, **_cubins(drafts, surveys)}
     findings = (*_loading(outline, finished, facts, base), *_coverage(outline, code))
     refuse_findings(findings)
-    return Plan(wheels=wheels, findings=findings, floors=_floors(outline, finished.objects, code, base, options))
+    notes = [(file.path, file.kernel) for file in base] + [(path, one.kernel) for path, one in facts.items()]
+    kernels = {path: version for path, version in notes if version}
+    return Plan(wheels=wheels, findings=findings, floors=_floors(outline, finished.objects, code, kernels, options))
 
 
 def wheel_key(plan: WheelPlan) -> str:
@@ -392,12 +394,11 @@ def _coverage(outline: Outline, code: Mapping[str, GpuImages]) -> tuple[Finding,
     return check_coverage(code, [outline.target.sm], coverage_rules(outline), site=site, stubs=stubs)
 
 
-def _floors(outline: Outline, objects: Mapping[str, Elf], code: Mapping[str, GpuImages], base: Sequence[BaseFile],
-            options: Options) -> dict[str, Floor]:  # fmt: skip
+def _floors(outline: Outline, objects: Mapping[str, Elf], code: Mapping[str, GpuImages],
+            kernels: Mapping[str, tuple[int, int, int]], options: Options) -> dict[str, Floor]:  # fmt: skip
     target = outline.target
     needed = needed_libraries(code, [target.sm], coverage_rules(outline),
                               site=f"lib/python{target.python}/site-packages/")  # fmt: skip
-    kernels = {file.path: file.kernel for file in base if file.kernel}
     built = outline.sourcing.for_one_cpu(outline.recipe)
     return (
         host_floors(objects, outline.targets.driver, cuda=target.cuda, kernels=kernels,

@@ -26,6 +26,7 @@ from composer.formats.elf_stream import HEADS, ElfStream, NotKeptError
 from composer.formats.gpu_images import GpuImages, ImageStream, cubin_images, read_images
 from composer.formats.linkage import Linkage, read_linkage
 from composer.formats.metadata import requires_dist
+from composer.formats.notes import minimum_kernel
 from composer.formats.wheel import entry_points, install_path, read_wheel
 from composer.formats.zip import Member, read, stream
 from composer.proofs.closure import HOST_LIBRARIES, LOADED_AT_START, matches
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _VERSION = 2
-_OBJECTS_VERSION = 3
+_OBJECTS_VERSION = 4
 #: Endings of files that are never looked at as objects.
 TEXT = (".py", ".h", ".hpp", ".cuh", ".txt", ".json")
 
@@ -198,11 +199,15 @@ class Wanted:
 
 
 class ObjectFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What planning knows of an object: what the loader reads of it, its GPU code, and its symbols."""
+    """What planning knows of an object: what the loader reads of it, its GPU code, and its symbols.
+
+    kernel: the oldest Linux by its ABI note, if it has one.
+    """
 
     elf: Elf
     gpu: GpuImages
     linkage: Linkage
+    kernel: tuple[int, int, int] | None = None
 
 
 def object_facts(content: bytes | memoryview, where: str) -> ObjectFacts:
@@ -210,7 +215,8 @@ def object_facts(content: bytes | memoryview, where: str) -> ObjectFacts:
     head = bytes(content[:HEAD])
     cubin = _cubin(head, where)
     gpu = cubin_images(cubin, len(content)) if cubin else read_images(content, where)
-    return ObjectFacts(elf=read_elf(content, where), gpu=gpu, linkage=read_linkage(content, where))
+    return ObjectFacts(elf=read_elf(content, where), gpu=gpu, linkage=read_linkage(content, where),
+                       kernel=minimum_kernel(content, where))  # fmt: skip
 
 
 def read_objects(store: Store, wanted: Mapping[str, Wanted], level: int, *, jobs: int,
@@ -288,7 +294,8 @@ class _Passing(NamedTuple):
 
     def read(self) -> ObjectFacts:
         return ObjectFacts(elf=self.elf.read(), gpu=self.gpu.read(self.elf),
-                           linkage=read_linkage(self.elf, self.where))  # fmt: skip
+                           linkage=read_linkage(self.elf, self.where),
+                           kernel=minimum_kernel(self.elf, self.where))  # fmt: skip
 
 
 def _watched(view: Buffer, file: SurveyedFile, passing: _Passing) -> Iterator[bytes | memoryview]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,23 +15,22 @@ from pathlib import Path
 from typing import IO
 
 from composer._fs import host_errors
-from composer.errors import HostError
+from composer.errors import ComposerError, ElfError, WheelError
 from composer.events import Event, Listener
 from composer.formats.elf import is_elf
 from composer.formats.python_imports import SourceImports, source_imports
-from composer.interpreter import find_pythons
 from composer.model.finding import Finding
 from composer.model.layer import Entry
-from composer.model.manifest import FINGERPRINT_PATH, HOST, MANIFEST_PATH, Manifest, fingerprint_of
+from composer.model.manifest import FINGERPRINT_PATH, MANIFEST_PATH, Manifest, fingerprint_of
 from composer.proofs.content import is_told, read_content
 from composer.proofs.floors import FLOORS_PATH, render_floors
-from composer.proofs.imports import check_imports
 from composer.steps.bundle import Bundle, open_bundle
+from composer.steps.imported import check_unpacked, unpacked
 from composer.steps.pack import checksum_path
 from composer.steps.proofs import prove_content, prove_objects
 from composer.steps.survey import TEXT, ObjectFacts, mapped, object_facts
 from composer.steps.tree import manifest_of
-from composer.steps.unpack import copy_hashed, unpack_into
+from composer.steps.unpack import copy_hashed
 from composer.store import Store
 
 _CHUNK = 8 << 20
@@ -55,18 +53,18 @@ def verify(path: Path, store: Store, *, imports: bool, jobs: int,
     if path.is_dir():
         manifest = manifest_of(path)
         findings = [*_fingerprint(manifest), *_tree_content(path, manifest, jobs, listener)]
-        damaged = {one.subject for one in findings}
-        return manifest, (*findings, *_unpacked(path, manifest, imports=imports, damaged=damaged))
+        findings += _unpacked(path, manifest, damaged={one.subject for one in findings})
+        imported = check_unpacked(path, manifest, jobs=jobs, listener=listener) if imports else ()
+        return manifest, (*findings, *imported)
     bundle = open_bundle(path)
     findings = [*_fingerprint(bundle.manifest), *_checksum(path)]
     if not imports:
         seen, faults = _packed_content(bundle, jobs, listener)
         return bundle.manifest, (*findings, *faults, *_proofs(bundle.manifest, seen))
-    with store.scratch() as folder:
-        _check_room(folder, sum(layer.size for layer in bundle.manifest.layers))
-        (folder / "bundle").mkdir()
-        unpack_into(bundle, folder / "bundle", jobs=jobs, listener=listener)
-        return bundle.manifest, (*findings, *_unpacked(folder / "bundle", bundle.manifest, imports=True, moved=True))
+    with unpacked(bundle, store, jobs=jobs, listener=listener) as prefix:
+        findings += _unpacked(prefix, bundle.manifest)
+        imported = check_unpacked(prefix, bundle.manifest, jobs=jobs, listener=listener, moved=True)
+    return bundle.manifest, (*findings, *imported)
 
 
 def _fingerprint(manifest: Manifest) -> Iterator[Finding]:
@@ -125,7 +123,7 @@ def _check_member(entry: Entry, content: IO[bytes], seen: _Seen) -> Iterator[Fin
     if digest.hexdigest() != entry.sha256:
         yield _changed(entry, digest.hexdigest())
     elif kept is not None and is_elf(head) and not entry.path.endswith(TEXT):
-        seen.objects[entry.path] = object_facts(memoryview(kept), entry.path)
+        yield from _learn(seen, memoryview(kept), entry)
     elif kept is not None:
         seen.texts[entry.path] = bytes(kept)
 
@@ -190,9 +188,8 @@ def _check_file(prefix: Path, entry: Entry) -> Finding | None:
     return None if digest == entry.sha256 else _changed(entry, digest)
 
 
-def _unpacked(prefix: Path, manifest: Manifest, *, imports: bool, moved: bool = False,
-              damaged: Collection[str] = ()) -> Iterator[Finding]:  # fmt: skip
-    """moved: also import from another place, which only who may move the tree can ask for. damaged: not to be read."""
+def _unpacked(prefix: Path, manifest: Manifest, damaged: Collection[str] = ()) -> Iterator[Finding]:
+    """All proofs that need the files alone. damaged: not to be read."""
     seen = _Seen()
     for entry in manifest.entries().values():
         path = prefix / entry.path
@@ -202,10 +199,21 @@ def _unpacked(prefix: Path, manifest: Manifest, *, imports: bool, moved: bool = 
             seen.texts[entry.path] = path.read_bytes()
         elif entry.size >= 64 and not entry.path.endswith(TEXT) and _is_object(path):
             with mapped(path) as view, memoryview(view) as content:
-                seen.objects[entry.path] = object_facts(content, entry.path)
+                yield from _learn(seen, content, entry)
     yield from _proofs(manifest, seen, prefix, damaged)
-    if imports:
-        yield from check_imports(prefix, manifest.checks, host=_host_python(manifest), moved=moved)
+
+
+def _learn(seen: _Seen, content: memoryview, entry: Entry) -> Iterator[Finding]:
+    """The facts of an object; a finding for one that is what the manifest lists, and yet none can read."""
+    try:
+        seen.objects[entry.path] = object_facts(content, entry.path)
+    except ElfError as fault:
+        yield _malformed(entry.path, fault)
+
+
+def _malformed(path: str, fault: ComposerError) -> Finding:
+    return Finding(id="content.malformed", severity="error", subject=path, evidence=fault.what,
+                   fix="Take another file in the recipe: this one was packed as it is.")  # fmt: skip
 
 
 def _is_object(path: Path) -> bool:
@@ -213,22 +221,18 @@ def _is_object(path: Path) -> bool:
         return is_elf(handle.read(64))
 
 
-def _host_python(manifest: Manifest) -> Path | None:
-    """This machine's CPython for a bundle that carries none; without one the bundle's own message is the finding."""
-    if manifest.interpreter != HOST:
-        return None
-    return next((one.path for one in find_pythons((manifest.target["python"],))), None)
-
-
 def _proofs(manifest: Manifest, seen: _Seen, prefix: Path | None = None,
             damaged: Collection[str] = ()) -> Iterator[Finding]:  # fmt: skip
     """All proofs that need the files alone. prefix: where sources are that are not in `seen`, but for damaged ones."""
     listed = manifest.entries()
-    contents = {
-        layer.name: read_content((one.path, seen.texts[one.path]) for one in layer.entries
-                                 if one.path in seen.texts and not one.path.endswith(".py"))
-        for layer in manifest.layers
-    }  # fmt: skip
+    contents = {}
+    for layer in manifest.layers:
+        told = [(one.path, seen.texts[one.path]) for one in layer.entries
+                if one.path in seen.texts and not one.path.endswith(".py")]  # fmt: skip
+        try:
+            contents[layer.name] = read_content(told)
+        except WheelError as fault:
+            yield _malformed(fault.where or layer.name, fault)
 
     def imports_of(path: str) -> SourceImports | None:
         """Sources are many, and few of them are reached: they are read when they are asked for."""
@@ -239,11 +243,3 @@ def _proofs(manifest: Manifest, seen: _Seen, prefix: Path | None = None,
 
     yield from prove_objects(manifest, seen.objects)
     yield from prove_content(manifest, contents, imports_of)
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise HostError(f"{needed >> 20} MiB are needed to unpack the bundle, {free >> 20} MiB are free",
-                        where=str(folder),
-                        fix="Free some space, set WHEEL_COMPOSER_STORE, or use --no-imports.")  # fmt: skip

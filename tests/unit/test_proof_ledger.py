@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from composer.errors import WheelError
-from composer.formats.metadata import DropRequirement, ReplaceRequirement
 from composer.model.layer import RequiresChange
-from composer.proofs.ledger import Declared, check_ledger, check_requirements, ledger, left_out, planned, read_declared
+from composer.proofs.ledger import Declared, check_ledger, check_requirements, ledger, left_out, read_declared
 
 ENVIRONMENT = {
     "implementation_name": "cpython", "implementation_version": "3.12.1", "os_name": "posix",
@@ -136,16 +135,3 @@ def test_an_extra_that_only_a_dropped_line_asked_for():
 def test_kinds_of_changes(was, now, kind):
     (row,) = rows([one("app")], app=[(was, now)])
     assert row.kind == kind
-
-
-def test_changes_before_they_are_made():
-    upstream = one("app", "1.0", "heavy>=3", 'light==1; extra == "x"', "same")
-    edits = [
-        DropRequirement(name="heavy", reason="big"), DropRequirement(name="absent", reason="not there"),
-        ReplaceRequirement(name="light", to="light==2", reason="newer"),
-    ]  # fmt: skip
-    after, changes = planned(upstream, edits)
-    assert after.requires == ('light==2; extra == "x"', "same")
-    assert [(change.was, change.now, change.reason) for change in changes] == [
-        ("heavy>=3", None, "big"), ('light==1; extra == "x"', "light==2", "newer"),
-    ]  # fmt: skip
