@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
-from measure import Usage, environ, machine_facts, measured, read_into_page_cache, scratch_folder, today
+from measure import COMPOSE, Usage, environ, machine_facts, measured, read_into_page_cache, scratch_folder, today
 from packaging.utils import canonicalize_name
 
 import composer
@@ -40,7 +40,6 @@ from composer.store import Store
 ROOT = Path(__file__).resolve().parents[1]
 UV = "uv==0.13.8"
 ARCHIVE = ("tar", "-I", "zstd -3 -T0", "-cf")
-_COMPOSE = "from composer.cli.main import main; main()"
 # A small wheel, and the one that takes the longest to compose. The files are real and nothing needs them.
 _CHANGES = ("tqdm=tqdm/completion.sh", "torch=torch/share/**")
 
@@ -96,7 +95,7 @@ class Match:
 
 def compose_unslimmed(match: Match, folder: Path, number: int) -> Outcome:
     """What the peers do: every library as it is, at their zstd level."""
-    return _composed(match, folder, number, "compose", ["--compress", "fast", "--slim", "none"])
+    return _composed(match, folder, number, "compose", ["--compress", "fast", "--slim", "none", "--no-imports"])
 
 
 def compose_as_shipped(match: Match, folder: Path, number: int) -> Outcome:
@@ -132,7 +131,7 @@ def _build(match: Match, folder: Path, recipe: str, label: str,
     """One `compose build`: what it took, the plan that it showed and its result."""
     options = match.options
     argv = [
-        sys.executable, "-c", _COMPOSE, "build", "--recipe", recipe, "--sm", options.sm, "--isa", options.isa,
+        sys.executable, "-c", COMPOSE, "build", "--recipe", recipe, "--sm", options.sm, "--isa", options.isa,
         *words, "--bytecode" if options.bytecode else "--no-bytecode", "--offline", "--json",
         "--output", str(folder / "dist"), *(("--python", options.python) if options.python else ()),
     ]  # fmt: skip

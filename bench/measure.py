@@ -25,6 +25,8 @@ from composer._fs import host_errors
 from composer.errors import BuildError, HostError
 from composer.store import Store
 
+#: `compose`, for `python -c`: the console script may belong to another environment.
+COMPOSE = "from composer.cli.main import main; main()"
 _SAMPLE_MS = 50
 _CHUNK = 1 << 20
 

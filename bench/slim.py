@@ -35,10 +35,11 @@ from composer.formats.slim import Slimmed, slim
 from composer.formats.zip import Member
 from composer.model.globs import matches
 from composer.model.gpu import Selection
+from composer.model.layer import Layer
 from composer.model.plan import SlimEdit, WheelPlan
 from composer.steps.build import Settings, at_hand, fetch_all
 from composer.steps.edit import Tools, write_wheel
-from composer.steps.layer import FRAME, compressor, find_layer, stored_layer
+from composer.steps.layer import FRAME, LayerWriter, compressor, find_layer, stored_layer
 from composer.steps.locks import LockOptions
 from composer.steps.outline import Request, outline
 from composer.steps.plan import Options, draft_wheels, wheel_key
@@ -228,8 +229,11 @@ def _again(options: argparse.Namespace, scratch: Path) -> Again:
     store, tools = Store(scratch / "store"), Tools(python=None, patches={})
     read_into_page_cache([path])
     started = time.perf_counter()
-    layer = stored_layer(store, wheel_key(plan), lambda writer: write_wheel(writer, plan, path, tools, scratch),
-                         level=plan.level, mtime=plan.mtime)  # fmt: skip
+
+    def fill(writer: LayerWriter) -> Layer:
+        return write_wheel(writer, plan, path, tools, scratch, lambda _told: None)
+
+    layer = stored_layer(store, wheel_key(plan), fill, level=plan.level, mtime=plan.mtime)
     made = time.perf_counter()
     found = find_layer(Store(scratch / "store"), wheel_key(plan))
     ended = time.perf_counter()

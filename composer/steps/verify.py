@@ -30,10 +30,9 @@ from composer.steps.pack import checksum_path
 from composer.steps.proofs import prove_content, prove_objects
 from composer.steps.survey import TEXT, ObjectFacts, mapped, object_facts
 from composer.steps.tree import manifest_of
-from composer.steps.unpack import copy_hashed
 from composer.store import Store
 
-_CHUNK = 8 << 20
+_CHUNK, _PIECE = 8 << 20, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +51,12 @@ def verify(path: Path, store: Store, *, imports: bool, jobs: int,
     """
     if path.is_dir():
         manifest = manifest_of(path)
-        findings = [*_fingerprint(manifest), *_tree_content(path, manifest, jobs, listener)]
-        findings += _unpacked(path, manifest, damaged={one.subject for one in findings})
-        imported = check_unpacked(path, manifest, jobs=jobs, listener=listener) if imports else ()
-        return manifest, (*findings, *imported)
+        with ThreadPoolExecutor(1) as pool:
+            # Beside each other: one waits for a child process, the other for the disk.
+            importing = pool.submit(check_unpacked, path, manifest, jobs=jobs, listener=listener) if imports else None
+            findings = [*_fingerprint(manifest), *_tree_content(path, manifest, jobs, listener)]
+            findings += _unpacked(path, manifest, damaged={one.subject for one in findings})
+        return manifest, (*findings, *(importing.result() if importing else ()))
     bundle = open_bundle(path)
     findings = [*_fingerprint(bundle.manifest), *_checksum(path)]
     if not imports:
@@ -113,13 +114,10 @@ def _check_member(entry: Entry, content: IO[bytes], seen: _Seen) -> Iterator[Fin
     head = content.read(64)
     kept = bytearray(head) if is_elf(head) or is_told(entry.path) else None
     digest = hashlib.sha256(head)
-
-    def sink(chunk: bytes) -> None:
+    while chunk := content.read(_PIECE):
         digest.update(chunk)
         if kept is not None:
-            kept.extend(chunk)
-
-    copy_hashed(content, sink)
+            kept += chunk
     if digest.hexdigest() != entry.sha256:
         yield _changed(entry, digest.hexdigest())
     elif kept is not None and is_elf(head) and not entry.path.endswith(TEXT):
