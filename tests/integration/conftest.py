@@ -36,7 +36,7 @@ class First:
 def first(shelf: Index, tmp_path_factory: pytest.TempPathFactory) -> First:
     """The first build: nothing is in the store. Tests do not change it."""
     stack = write_stack(tmp_path_factory.mktemp("first"), shelf.url)
-    done = stack.build().ok()
+    done = stack.build("--imports").ok()
     return First(stack=stack, done=done, digest=stack.digest())
 
 

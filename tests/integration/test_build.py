@@ -580,6 +580,21 @@ def test_verify_names_what_is_wrong_with_a_tree(first: First, damaged: Path, dam
     assert "not sound" in done.out
 
 
+def test_verify_goes_on_after_a_file_that_is_listed_and_malformed(first: First, damaged: Path) -> None:
+    """Its digest is right, so it was packed like that: other findings must not be lost for it."""
+    path, manifest = damaged / SITE / _cut(damaged), damaged / "share/compose/manifest.json"
+    listed = json.loads(manifest.read_text())
+    for layer in listed["layers"]:
+        for entry in layer["entries"]:
+            if entry["path"] == str(path.relative_to(damaged)):
+                entry |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
+    _replace(manifest, json.dumps(listed).encode())
+    gone = _remove(damaged)
+    done = first.stack.compose("verify", "--no-imports", str(damaged)).refused(9)
+    assert f"content.malformed: {SITE}/core_lib/lib/libcore.so" in done.out
+    assert f"missing: {gone}" in done.out
+
+
 def test_a_layer_whose_facts_are_lost_is_made_again(first: First, tmp_path: Path) -> None:
     """Without them its requirements and imports would go unproven."""
     other = first.stack.fresh(tmp_path / "other")
