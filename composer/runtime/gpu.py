@@ -1,7 +1,7 @@
 """Refuse a host whose GPUs the bundle was not built for, before CUDA answers "no kernel image is available".
 
 Its code for other GPUs was cut out, or was never there. The check runs once, when torch is first looked for: programs
-that use no GPU do not pay for it. NVML is asked and not CUDA, because a process that has initialised CUDA cannot fork.
+that use no GPU do not pay for it.
 """
 
 # Every start of the interpreter reads this file, so what only the check needs is imported there.
@@ -32,27 +32,15 @@ class _Gate:
 
 def gpus() -> list[tuple[str, int]]:
     """(name, SM) of every GPU that the driver shows; none where there is no driver, or one without these functions."""
-    import ctypes
+    from . import nvml
 
     try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        if nvml.nvmlInit_v2():
-            return []
-        nvml.nvmlDeviceGetCudaComputeCapability  # noqa: B018  # old drivers lack it
-    except (OSError, AttributeError):
+        with nvml.opened() as library:
+            asked = [(library.text("nvmlDeviceGetName", handle) or "", library.sm(handle))
+                     for _, handle, status in library.handles() if not status]  # fmt: skip
+    except nvml.NvmlError:
         return []
-    found, count = [], ctypes.c_uint()
-    nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
-    for index in range(count.value):
-        handle, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
-        name = ctypes.create_string_buffer(96)
-        if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)):
-            continue
-        nvml.nvmlDeviceGetName(handle, name, len(name))
-        if not nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)):
-            found.append((name.value.decode("utf-8", "replace"), 10 * major.value + minor.value))
-    nvml.nvmlShutdown()
-    return found
+    return [(name, sm) for name, sm in asked if sm]
 
 
 def runs(sm: int, built: int, *, ptx: bool) -> bool:

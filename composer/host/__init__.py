@@ -1,0 +1,1 @@
+"""What a host is, and which bundle fits it."""
