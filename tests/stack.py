@@ -67,7 +67,7 @@ cuda = "12.8"
 pythons = ["@PYTHON@"]
 as-of = 2026-03-10T00:00:00Z
 sm = [90, 100]
-serve = "bin/app-hello"
+serve = "{prefix}/bin/app-hello"
 
 [[component]]
 name = "app"

@@ -143,7 +143,7 @@ def built(result: Built, seconds: float, known: Sequence[Finding], *, as_json: b
         f"  proofs:  {tally(result.findings)} (compose verify --notes {path.name})\n"
         f"on the host:\n"
         f"  mkdir {manifest.name} && tar --zstd -xf {path.name} -C {manifest.name}\n"
-        f"  {manifest.name}/{manifest.serve or 'bin/python'}\n"
+        f"  {(manifest.serve or '{prefix}/bin/python').replace('{prefix}', manifest.name)}\n"
         f"{manifest.torch}"
     )
 

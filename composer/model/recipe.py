@@ -6,7 +6,7 @@ import datetime as dt
 import fnmatch
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from packaging.requirements import InvalidRequirement, Requirement
@@ -242,6 +242,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     dlopen: tuple[DlopenRule, ...] = ()
     runtime: tuple[RuntimeWork, ...] = ()
     environment: Mapping[str, str] = {}
+    programs: Mapping[str, Literal["serve", "resolve"]] = {}
     serve: str | None = None
 
     def bundle_name(self, target: Target) -> str:
@@ -346,6 +347,9 @@ def _text_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for name in recipe.environment:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or _FORBIDDEN_ENVIRONMENT.fullmatch(name):
             yield f"environment.{name}", "is not a variable that a bundle may set"
+    for name in recipe.programs:
+        if not _PLAIN.fullmatch(name):
+            yield f"programs.{name}", "is not the name of a program"
 
 
 def _component_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:

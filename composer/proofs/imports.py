@@ -209,7 +209,7 @@ class _Child:
         environ = {
             "HOME": home, "TMPDIR": home, "WHEEL_COMPOSER_CACHE": home, "PATH": str(self.prefix / "bin"),
             "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1", "WHEEL_COMPOSER_GPU_CHECK": "off",
-            "CUDA_VISIBLE_DEVICES": "",
+            "CUDA_VISIBLE_DEVICES": "", "CUDA_HOME": "",
         }  # fmt: skip
         environ |= {"LD_LIBRARY_PATH": str(self.libraries)} if self.libraries else {}
         return environ | ({"WHEEL_COMPOSER_PYTHON": str(self.host), "PYTHONSAFEPATH": "1"} if self.host else {})

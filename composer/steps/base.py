@@ -26,7 +26,7 @@ from composer.steps.outline import Interpreter
 from composer.steps.plan import BaseFile, Options
 from composer.store import Store, key_of
 
-_VERSION = 3
+_VERSION = 4
 _OWN_VERSION = 3
 
 
@@ -63,7 +63,7 @@ def interpreter_layer(store: Store, interpreter: Interpreter, options: Options) 
     with store.scratch() as work, compiler(store, interpreter) as python:
         tree = interpreter.provider.tree(interpreter.minor, work)
         bytecode = _bytecode(interpreter, tree) if options.bytecode else None
-        facts = _write(store, tree, python if bytecode else None, bytecode, options)
+        facts = _write(store, tree, python, bytecode, options)
     store.save("interpreter", state, facts)
     return facts
 
@@ -98,7 +98,7 @@ def _write(store: Store, tree: InterpreterTree, compiler: Path | None, bytecode:
                  mtime=options.mtime)  # fmt: skip
 
     def fill(writer: LayerWriter) -> Layer:
-        for path, entry in sorted(_with_bytecode(tree, compiler).items()):
+        for path, entry in sorted(_with_bytecode(tree, compiler, whole=bytecode is not None).items()):
             if isinstance(entry, bytes):
                 writer.data(path, entry)
             elif entry.kind == "symlink":
@@ -117,11 +117,20 @@ def _write(store: Store, tree: InterpreterTree, compiler: Path | None, bytecode:
                             files=files, key=key)  # fmt: skip
 
 
-def _with_bytecode(tree: InterpreterTree, compiler: Path | None) -> Mapping[str, TreeEntry | bytes]:
+def _with_bytecode(tree: InterpreterTree, compiler: Path | None, *,
+                   whole: bool) -> Mapping[str, TreeEntry | bytes]:  # fmt: skip
+    """The tree with bytecode of its modules, or else of those that are imported before the bundle's own.
+
+    Without it those would be written beside their sources at the first start: no hook can prevent that.
+    """
     entries: dict[str, TreeEntry | bytes] = {entry.path: entry for entry in tree.entries}
     if compiler is None:
         return entries
-    sources = {one.path: one.read() for one in tree.entries if one.kind == "file" and one.path.endswith(".py")}
+    first = (f"lib/python{tree.minor}/encodings/", f"lib/python{tree.minor}/sitecustomize.py")
+    sources = {
+        one.path: one.read() for one in tree.entries
+        if one.kind == "file" and one.path.endswith(".py") and (whole or one.path.startswith(first))
+    }  # fmt: skip
     return entries | compile_sources(compiler, sources, f"cpython-{tree.minor.replace('.', '')}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from composer._proc import run
 from composer.errors import HostError, RecipeError
 from composer.formats.wheel import read_wheel
 from composer.formats.zip import read
-from composer.launchers import activate_scripts
+from composer.launchers import ENVIRONMENT_PTH, activate_scripts, env_file, script_launcher, template
 from composer.model.lock import Artifact, LockedPackage
 from composer.model.recipe import NativeModule, Recipe, Release
 from composer.steps.base import OwnFile
@@ -30,6 +30,8 @@ _COMPILER = "ziglang"
 _CPUS = {"x86_64": "x86", "aarch64": "aarch64"}
 
 
+#: Programs of every bundle, and their modules.
+_PROGRAMS = {"compose-detect": "detect"}
 #: Releases that are compiled, by the folder below composer/native that goes with them.
 _RELEASES: Mapping[str, Callable[[bytes], NativeLibrary]] = {"numactl": libnuma}
 
@@ -47,13 +49,13 @@ def own_files(outline: Outline, fetched: Fetched, store: Store, options: Options
     """Every file that neither a wheel nor the interpreter brings. BuildError when a module does not compile."""
     site = f"lib/python{outline.target.python}/site-packages"
     files = [
-        *(OwnFile(path=path, data=data) for path, data in _activation(outline).items()),
+        *_programs(outline),
         *(
             OwnFile(path=f"{site}/_compose/{path.name}", data=path.read_bytes())
             for path in sorted((_PACKAGE / "runtime").glob("*.py"))
         ),
         # Not sitecustomize.py: that name is the host's or the distribution's, and Debian's CPython has one.
-        OwnFile(path=f"{site}/_compose_environment.pth", data=b"import _compose.environment, _compose.gpu\n"),
+        OwnFile(path=f"{site}/_compose_environment.pth", data=ENVIRONMENT_PTH),
         # After _compose_fallback.pth, in the order of their names: it looks at the C++ runtime that was loaded there.
         OwnFile(path=f"{site}/_compose_floors.pth", data=b"import _compose.floors\n"),
         OwnFile(path="share/compose/target.json", data=_target(outline, options)),
@@ -110,8 +112,15 @@ def _target(outline: Outline, options: Options) -> bytes:
     return msgspec.json.encode(facts)
 
 
-def _activation(outline: Outline) -> dict[str, bytes]:
-    return activate_scripts(outline.name, outline.recipe.environment)
+def _programs(outline: Outline) -> Iterator[OwnFile]:
+    """What an operator runs or sources, and the environment that all of it shares."""
+    yield OwnFile(path="etc/env", data=env_file(outline.recipe.environment))
+    for path, data in activate_scripts(outline.name, outline.target.python).items():
+        yield OwnFile(path=path, data=data, mode=0o755 if path == "bin/deactivate" else 0o644)
+    # It says why the bundle's Python does not start, so it cannot be a launcher of that Python.
+    yield OwnFile(path="bin/compose-doctor", data=template("doctor.sh").encode(), mode=0o755)
+    for name, module in {**_PROGRAMS, **outline.recipe.programs}.items():
+        yield OwnFile(path=f"bin/{name}", data=script_launcher(f"_compose.{module}", "main"), mode=0o755)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

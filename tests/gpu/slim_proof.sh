@@ -50,7 +50,7 @@ code=$?
 cat "$results/foreign.txt"
 [ $code = 10 ]
 verdict $? "a bundle for SM 120 is refused before torch is imported (exit status $code)"
-bare PYTHONPATH="$here/../.." "$trees/none/bin/python" -c "
+bare COMPOSE_PREFIX="$trees/none" PYTHONPATH="$here/../.." "$trees/none/bin/python" -c "
 import mmap, sys
 from composer.formats.slim import slim
 from composer.model.gpu import Selection

@@ -1,4 +1,4 @@
-"""Launchers and activate files, run by the shells that a host may have."""
+"""Launchers, activate files and etc/env, run by the shells that a host may have."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from pathlib import Path
 import pytest
 
 from composer.errors import RecipeError, WheelError
-from composer.launchers import activate_scripts, rewrite_script, script_launcher
+from composer.launchers import activate_scripts, env_file, rewrite_script, script_launcher
+
+RUNTIME = Path(__file__).parents[2] / "composer/runtime"
+MINOR = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 SHOW = """
 import json, os, sys
 class Group:
     @staticmethod
     def main():
-        names = ("PYTHONHOME", "PYTHONPATH", "PYTHONNOUSERSITE", "COLOUR", "PLACE", "PYTHONUTF8")
+        names = ("PYTHONHOME", "PYTHONPATH", "PYTHONNOUSERSITE", "PYTHONUTF8")
         print(json.dumps([sys.argv, {name: os.environ.get(name) for name in names}]))
         return 7
 """
@@ -94,29 +97,12 @@ def test_other_pythons_settings_do_not_reach_the_bundle(prefix):
     assert env["PYTHONUTF8"] == "1"
 
 
-def test_environment_is_a_default_that_the_caller_overrides(prefix):
-    values = {"COLOUR": "it'''s $red & `x`", "PLACE": "{prefix}/lib"}
-    script = install(prefix / "bin" / "show", script_launcher("show_arguments", "Group.main", values))
-    _, (_, env), _ = launch(script)
-    assert (env["COLOUR"], env["PLACE"]) == (values["COLOUR"], f"{prefix}/lib")
-    _, (_, env), _ = launch(script, COLOUR="")
-    assert env["COLOUR"] == ""
-
-
 @pytest.mark.parametrize("place", ["a:b", "../x", "a b", "a;b", "", "class", "a..b", "a\nb"])
 def test_entry_point_that_is_not_two_dotted_names_is_refused(place):
     with pytest.raises(WheelError, match="entry point"):
         script_launcher(place, "main")
     with pytest.raises(WheelError, match="entry point"):
         script_launcher("module", place)
-
-
-@pytest.mark.parametrize("value", ["back\\slash", "line\nbreak", "nul\0"])
-def test_environment_that_would_break_out_of_the_text_is_refused(value):
-    with pytest.raises(RecipeError):
-        script_launcher("module", "main", {"NAME": value})
-    with pytest.raises(RecipeError):
-        script_launcher("module", "main", {"NA ME": "value"})
 
 
 @pytest.mark.parametrize(
@@ -160,108 +146,265 @@ def test_options_that_would_be_words_of_a_command_are_refused(options):
         rewrite_script(b"#!/usr/bin/python " + options + b"\n")
 
 
-VALUES = {"COLOUR": "it's $red & `x` !y \\z", "PLACE": "{prefix}/lib", "EMPTY": ""}
-QUERY = '"$COLOUR|$PLACE|$PATH"'
-
-
-def source(shell: list[str], text: str, prefix: Path, cwd: Path, **env: str) -> list[str]:
-    for path, content in activate_scripts("stack-1.0", VALUES).items():
-        (prefix / path).write_bytes(content)
-    environ = {"PATH": SEARCH, "HOME": str(cwd), "TERM": "dumb", "COLOUR": "before", **env}
-    done = subprocess.run([*shell, text], cwd=cwd, env=environ, capture_output=True, text=True, timeout=20)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-def expected(prefix: Path) -> list[str]:
-    inside = f"it's $red & `x` !y \\z|{prefix}/lib|{prefix}/bin:{SEARCH}|unset|{prefix}/bin/python3"
-    return [inside, f"before||{SEARCH}|/kept|None"]
-
-
-def quoted(path: Path) -> str:
-    return "'" + str(path).replace("'", "'\\''") + "'"
-
-
-SH_SHOW = """printf '%s|%s|%s|%s|%s\\n' "$COLOUR" "${PLACE-}" "$PATH" "${PYTHONPATH-unset}" "$(command -v python3)" """
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "dash"])
-def test_activate_and_deactivate_in_sh(shell, prefix, tmp_path):
-    program = shutil.which(shell)
-    if not program:
-        pytest.skip(f"no {shell}")
-    hint = {"COMPOSE_PREFIX": str(prefix)} if shell == "dash" else {}
-    text = f". {quoted(prefix / 'bin' / 'activate')}\n{SH_SHOW}\ndeactivate\n{SH_SHOW}"
-    options = ["-f"] if shell == "zsh" else []
-    lines = source([program, *options, "-euc"], text, prefix, tmp_path, PYTHONPATH="/kept", **hint)
-    assert lines[0] == expected(prefix)[0]
-    assert lines[1].startswith(f"before||{SEARCH}|/kept|")
-    assert str(prefix) not in lines[1]
-
-
-def test_activate_twice_then_once_off_in_bash_leaves_nothing(prefix, tmp_path):
-    text = (
-        "before=$(set); cd bin; . ./activate; . ./activate; deactivate; compgen -v | grep -i compose; type deactivate"
-    )
-    lines = source(["bash", "-c"], f"{text} 2>&1 | tail -1", prefix, prefix)
-    assert lines == ["bash: line 1: type: deactivate: not found"]
-
-
-def test_activate_through_a_link_to_the_prefix_keeps_the_link(tmp_path):
-    prefix = bundle(tmp_path / "releases" / "1")
-    (tmp_path / "current").symlink_to("releases/1")
-    (tmp_path / "on").symlink_to("current/bin/activate")
-    lines = source(["bash", "-c"], f". {tmp_path}/current/bin/activate; echo $COMPOSE_PREFIX", prefix, tmp_path)
-    assert lines == [f"{tmp_path}/current"]
-    lines = source(["bash", "-c"], f". {tmp_path}/on; echo $COMPOSE_PREFIX", prefix, tmp_path)
-    assert lines == [str(prefix)]
-
-
-def test_dash_without_a_hint_says_what_to_do(tmp_path):
-    if not shutil.which("dash"):
-        pytest.skip("no dash")
-    prefix = bundle(tmp_path / "bundle")
-    lines = source(["dash", "-c"], f". {prefix}/bin/activate 2>&1 || echo $?", prefix, tmp_path)
-    assert lines == [
-        "activate: cannot tell where the bundle is: set COMPOSE_PREFIX to its folder and source this again",
-        "1",
-    ]
-
-
-FISH_SHOW = """printf '%s|%s|%s|%s|%s\\n' "$COLOUR" "$PLACE" (string join : $PATH) \
-(set -q PYTHONPATH; and echo $PYTHONPATH; or echo unset) (command -v python3; or echo None)"""
-
-
-def test_activate_and_deactivate_in_fish(prefix, tmp_path):
-    if not shutil.which("fish"):
-        pytest.skip("no fish")
-    path = "'" + str(prefix / "bin" / "activate.fish").replace("\\", "\\\\").replace("'", "\\'") + "'"
-    text = f"source {path}\n{FISH_SHOW}\ndeactivate\n{FISH_SHOW}"
-    lines = source(["fish", "--no-config", "-c"], text, prefix, tmp_path, PYTHONPATH="/kept")
-    assert lines[0] == expected(prefix)[0]
-    assert lines[1].startswith(f"before||{SEARCH}|/kept|")
-
-
-CSH_SHOW = """printf '%s|%s|%s\\n' "$COLOUR:q" "$PATH:q" "`printenv PLACE; printenv PYTHONPATH`" """
-
-
-@pytest.mark.parametrize("place", ["plain", "with space and ünïcödé"])
-def test_activate_and_deactivate_in_csh(place, tmp_path):
-    if not shutil.which("tcsh"):
-        pytest.skip("no tcsh")
-    prefix = bundle(tmp_path / place)
-    text = f"source '{prefix}/bin/activate.csh'\n{CSH_SHOW}\ndeactivate\n{CSH_SHOW}\n"
-    hint = {"COMPOSE_PREFIX": str(prefix), "PYTHONPATH": "/kept"}
-    lines = source(["tcsh", "-f", "-c"], text, prefix, tmp_path, **hint)
-    assert lines == [
-        f"it's $red & `x` !y \\z|{prefix}/bin:{SEARCH}|{prefix}/lib",
-        f"before|{SEARCH}|/kept",
-    ]
+@pytest.mark.parametrize("value", ["line\nbreak", "nul\0", "escape\x1b"])
+def test_value_that_is_no_line_is_refused(value):
+    with pytest.raises(RecipeError):
+        env_file({"NAME": value})
+    with pytest.raises(RecipeError):
+        env_file({"NA ME": "value"})
 
 
 @pytest.mark.parametrize("name", ["", "a b", "$(x)", "x'y", "-x", "a\nb"])
 def test_name_that_a_prompt_could_run_is_refused(name):
     with pytest.raises(RecipeError):
-        activate_scripts(name, {})
-    with pytest.raises(RecipeError):
-        activate_scripts("name", {"X": "line\nbreak"})
+        activate_scripts(name, MINOR)
+
+
+VALUES = {"COLOUR": 'it\'s  $red & `x` !y \\z "q" ', "PLACE": "{prefix}/lib", "EMPTY": "", "MINE": "not"}
+SHELLS = {
+    "bash": ["bash", "-euc"],
+    "bash as sh": ["bash", "--posix", "-euc"],
+    "zsh": ["zsh", "-feuc"],
+    "dash": ["dash", "-euc"],
+    "busybox": ["busybox", "sh", "-euc"],
+    "fish": ["fish", "--no-config", "-c"],
+    "tcsh": ["tcsh", "-f", "-c"],
+}
+# The environment as one line.
+DUMP = "env -0 | tr '\\0' '\\1'; echo"
+
+
+def activatable(folder: Path, key: str = "0" * 16, name: str = "stack-1.0") -> Path:
+    """A bundle with all that activation needs."""
+    prefix = bundle(folder)
+    site = prefix / f"lib/python{MINOR}/site-packages/_compose"
+    site.mkdir(parents=True)
+    for module in ("__init__", "environment", "activation"):
+        shutil.copy(RUNTIME / f"{module}.py", site)
+    files = activate_scripts(name, MINOR) | {
+        "etc/env": env_file(VALUES), "share/compose/fingerprint": key.encode(),
+    }  # fmt: skip
+    for path, content in files.items():
+        (prefix / path).parent.mkdir(parents=True, exist_ok=True)
+        (prefix / path).write_bytes(content)
+    return prefix
+
+
+def quoted(path: Path | str, shell: str = "sh") -> str:
+    if shell == "fish":
+        return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return "'" + str(path).replace("'", "'\\''") + "'"
+
+
+def suffix(shell: str) -> str:
+    return {"fish": ".fish", "tcsh": ".csh"}.get(shell, "")
+
+
+def source(shell: str, prefix: Path) -> str:
+    """The command that activates the bundle at `prefix`."""
+    word = "source" if shell in ("fish", "tcsh") else "."
+    return f"{word} {quoted(prefix / 'bin' / ('activate' + suffix(shell)), shell)}"
+
+
+def run(shell: str, lines: list[str], cwd: Path, **env: str) -> list[str]:
+    """What `shell` prints for these lines."""
+    argv = SHELLS[shell]
+    if not shutil.which(argv[0]):
+        pytest.skip(f"no {argv[0]}")
+    environ = {"PATH": SEARCH, "HOME": str(cwd), "TERM": "dumb", "USER": "me", "CUDA_HOME": "", **env}
+    done = subprocess.run([*argv, "\n".join(lines)], cwd=cwd, env=environ, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def parsed(line: str) -> dict[str, str]:
+    """A line of DUMP, without what a shell itself keeps there."""
+    pairs = (entry.split("=", 1) for entry in line.removesuffix("\1").split("\1"))
+    return {name: value for name, value in pairs if name not in ("_", "PWD", "OLDPWD", "SHLVL")}
+
+
+def dumps(shell: str, lines: list[str], cwd: Path, **env: str) -> list[dict[str, str]]:
+    return [parsed(line) for line in run(shell, lines, cwd, **env)]
+
+
+OUTSIDE = {"PYTHONPATH": "/kept:", "MINE": "mine", "HF_HOME": "", "TRITON_CACHE_DIR": "/else where", "CPATH": "a::b"}
+
+
+@pytest.fixture(params=PLACES[1:], ids=["odd", "long"])
+def active(request, tmp_path) -> Path:
+    return activatable(tmp_path / request.param)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_activate_obeys_etc_env_and_deactivate_restores_everything(shell, active, tmp_path):
+    lines = [DUMP, source(shell, active), DUMP, "deactivate", DUMP]
+    before, inside, after = dumps(shell, lines, tmp_path, **OUTSIDE)
+    assert after == before
+    changed = {name: inside.get(name) for name in {*before, *inside} if inside.get(name) != before.get(name)}
+    cache = f"{tmp_path}/.cache/compose/{'0' * 16}"
+    assert changed.items() >= {
+        "PATH": f"{active}/bin:{SEARCH}", "COMPOSE_PREFIX": str(active), "COMPOSE_CACHE": cache, "PYTHONPATH": None,
+        "COLOUR": VALUES["COLOUR"], "PLACE": f"{active}/lib", "EMPTY": "", "TVM_FFI_CACHE_DIR": f"{cache}/tvm-ffi",
+    }.items()  # fmt: skip
+    assert not {"TRITON_CACHE_DIR", "HF_HOME", "MINE", "CPATH", "CUDA_HOME"} & set(changed)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_twice_on_is_once_off(shell, tmp_path):
+    prefix = activatable(tmp_path / "bundle")
+    lines = [DUMP, source(shell, prefix), DUMP, source(shell, prefix), DUMP, "deactivate", DUMP]
+    before, inside, again, after = dumps(shell, lines, tmp_path, **OUTSIDE)
+    assert (again, after) == (inside, before)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_another_bundle_takes_the_place_of_the_first(shell, tmp_path):
+    first, second = activatable(tmp_path / "1"), activatable(tmp_path / "2", key="f" * 16)
+    lines = [DUMP, source(shell, second), DUMP, "deactivate"]
+    before, alone = dumps(shell, lines, tmp_path)
+    lines = [source(shell, first), source(shell, second), DUMP, "deactivate", DUMP]
+    assert dumps(shell, lines, tmp_path) == [alone, before]
+    # In a shell that a shell with the first one started, the values are inherited, and `deactivate` is not.
+    (inherited,) = dumps(shell, [source(shell, first), DUMP], tmp_path)
+    inside, after = dumps(shell, [source(shell, second), DUMP, "deactivate", DUMP], tmp_path, **inherited)
+    assert after == inherited
+    assert inside == alone | {"PATH": f"{second}/bin:{first}/bin:{SEARCH}"}
+
+
+SHELL_VARIABLES = {"bash": "compgen -v", "zsh": "print -l ${(k)parameters}", "dash": "set", "fish": "set -n"}
+
+
+@pytest.mark.parametrize("shell", SHELL_VARIABLES)
+def test_nothing_of_ours_stays_in_the_shell(shell, tmp_path):
+    prefix = activatable(tmp_path / "bundle")
+    setting = "set -g TRITON_CACHE_DIR mine" if shell == "fish" else "TRITON_CACHE_DIR=mine"
+    names = f"{SHELL_VARIABLES[shell]} | grep -i '^_*compose' | cat"
+    lines = [setting, source(shell, prefix), "deactivate", 'echo "$TRITON_CACHE_DIR"', DUMP, names]
+    name, environ, *rest = run(shell, lines, tmp_path)
+    # Set but not exported before: so it is again.
+    assert name == "mine"
+    assert "TRITON_CACHE_DIR" not in parsed(environ)
+    assert rest == []
+    gone = "functions -q deactivate" if shell == "fish" else "command -v deactivate"
+    lines = [source(shell, prefix), "deactivate", f"if {gone}; {'' if shell == 'fish' else 'then '}echo still; "]
+    lines[-1] += "end" if shell == "fish" else "fi"
+    assert run(shell, lines, tmp_path) == []
+
+
+def test_universal_variables_of_fish_are_hidden_and_kept(tmp_path):
+    if not shutil.which("fish"):
+        pytest.skip("no fish")
+    prefix = activatable(tmp_path / "bundle")
+    lines = [
+        "set -Ux PYTHONPATH /kept",
+        "set -Ux COLOUR mine",
+        "set -Ux COMPOSE_CACHE /x",
+        DUMP,
+        source("fish", prefix),
+        DUMP,
+        "deactivate",
+        DUMP,
+        "set -qg PYTHONPATH; and echo global; set -qU PYTHONPATH; and echo universal",
+    ]
+    environ = {"PATH": SEARCH, "HOME": str(tmp_path), "USER": "me", "CUDA_HOME": ""}
+    done = subprocess.run(["fish", "-c", "\n".join(lines)], env=environ, capture_output=True, text=True, timeout=30)
+    before, inside, after = (parsed(line) for line in done.stdout.splitlines()[:3])
+    assert after == before
+    assert (inside["PYTHONPATH"], inside["COLOUR"]) == ("", "mine")
+    assert inside["COMPOSE_CACHE"] == f"{tmp_path}/.cache/compose/{'0' * 16}"
+    assert done.stdout.splitlines()[3:] == ["universal"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "dash"])
+def test_the_prompt_names_the_bundle_while_it_is_active(shell, tmp_path):
+    prefix = activatable(tmp_path / "bundle")
+    lines = ["PS1='$ '", source(shell, prefix), 'echo "$PS1"', "deactivate", 'echo "$PS1"']
+    assert run(shell, lines, tmp_path) == ["(stack-1.0) $ ", "$ "]
+
+
+def test_the_prompt_of_fish_and_csh(tmp_path):
+    prefix = activatable(tmp_path / "bundle")
+    lines = ["function fish_prompt; printf '> '; end", source("fish", prefix), "fish_prompt; echo", "deactivate"]
+    assert run("fish", [*lines, "fish_prompt; echo"], tmp_path) == ["(stack-1.0) > ", "> "]
+    lines = ["set prompt='% '", source("tcsh", prefix), "echo $prompt:q", "deactivate", "echo $prompt:q"]
+    assert run("tcsh", lines, tmp_path) == ["(stack-1.0) % ", "% "]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "dash", "busybox"])
+def test_activate_in_a_subshell_and_by_a_relative_path(shell, tmp_path):
+    prefix = activatable(tmp_path / "bundle")
+    lines = ["(. ./bin/activate; echo $COMPOSE_PREFIX)", "cd bin; . ./activate; echo $COMPOSE_PREFIX"]
+    assert run(shell, lines, prefix) == [str(prefix), str(prefix)]
+
+
+def test_activate_through_a_link_to_the_prefix_keeps_the_link(tmp_path):
+    prefix = activatable(tmp_path / "releases" / "1")
+    (tmp_path / "current").symlink_to("releases/1")
+    (tmp_path / "on").symlink_to("current/bin/activate")
+    assert run("bash", [f". {tmp_path}/current/bin/activate; echo $COMPOSE_PREFIX"], tmp_path) == [
+        f"{tmp_path}/current"
+    ]
+    assert run("bash", [f". {tmp_path}/on; echo $COMPOSE_PREFIX"], tmp_path) == [str(prefix)]
+    assert run("dash", [f". {tmp_path}/on; echo $COMPOSE_PREFIX"], tmp_path) == [str(prefix)]
+
+
+def test_a_bundle_that_was_moved_while_active_can_be_left(tmp_path):
+    prefix = activatable(tmp_path / "bundle")
+    moved = tmp_path / "else where"
+    lines = [DUMP, source("bash", prefix), f"mv {prefix} {quoted(moved)}", "deactivate", DUMP, source("bash", moved)]
+    before, after, inside = dumps("bash", [*lines, DUMP], tmp_path)
+    assert after == before
+    assert inside["PLACE"] == f"{moved}/lib"
+
+
+def test_a_virtual_environment_is_left_first(tmp_path):
+    prefix = activatable(tmp_path / "bundle")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    lines = [DUMP, f". {tmp_path}/venv/bin/activate", source("bash", prefix), DUMP, "deactivate", DUMP]
+    before, inside, after = dumps("bash", lines, tmp_path, VIRTUAL_ENV_DISABLE_PROMPT="1")
+    assert "VIRTUAL_ENV" not in inside
+    assert after == before
+
+
+def test_activation_adds_no_file_to_the_bundle(tmp_path):
+    prefix = activatable(tmp_path / "bundle")
+    before = sorted(prefix.rglob("*"))
+    run("bash", [source("bash", prefix), "deactivate"], tmp_path)
+    assert sorted(prefix.rglob("*")) == before
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_bundle_whose_python_does_not_run_changes_nothing(shell, tmp_path):
+    prefix = activatable(tmp_path / "bundle")
+    (prefix / "bin/python3").unlink()
+    install(prefix / "bin/python3", b"#!/bin/sh\necho 'no such CPU' >&2\nexit 127\n")
+    failing = source(shell, prefix)
+    if shell not in ("tcsh", "fish"):
+        failing = f"set +e; {failing} 2>&1; echo $?"
+    before, *said, after = run(shell, [DUMP, failing, DUMP], tmp_path)
+    assert parsed(after) == parsed(before)
+    if said:
+        assert said == ["no such CPU", f"activate: {prefix}/bin/python3 does not run on this host", "1"]
+
+
+def test_deactivate_can_be_sourced_and_says_so_when_it_is_run(tmp_path):
+    prefix = activatable(tmp_path / "bundle")
+    off = prefix / "bin/deactivate"
+    before, after = dumps("dash", [DUMP, source("dash", prefix), f". {off}", DUMP], tmp_path)
+    assert after == before
+    assert run("zsh", [f"set +e; . {off} 2>&1; echo $?"], tmp_path)[-1] == "1"
+    done = subprocess.run(["sh", off], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, "no bundle is active" in done.stderr) == (1, True)
+
+
+def test_a_shell_that_cannot_tell_is_told_by_a_variable(tmp_path):
+    """Without /proc, dash sees only COMPOSE_PREFIX; a file that is no bundle's stands for that here."""
+    prefix = activatable(tmp_path / "bundle")
+    elsewhere = tmp_path / "copied"
+    shutil.copy(prefix / "bin/activate", elsewhere)
+    said = run("dash", [f"set +e; . {elsewhere} 2>&1; echo $?"], tmp_path)
+    assert said == [
+        "activate: cannot tell where the bundle is: set COMPOSE_PREFIX to its folder and source this again", "1",
+    ]  # fmt: skip
+    lines = [f"COMPOSE_PREFIX={prefix}", f". {elsewhere}", "echo $PLACE"]
+    assert run("dash", lines, tmp_path) == [f"{prefix}/lib"]

@@ -1,5 +1,6 @@
 # Source this file from sh, bash, zsh or dash:  . BUNDLE/bin/activate     Undo it with:  deactivate
-# dash does not tell a file where it lies: set COMPOSE_PREFIX to the bundle's folder first.
+# Where a shell does not tell where a sourced file lies, and there is no /proc: set COMPOSE_PREFIX to the bundle's
+# folder first.
 
 if [ -n "${BASH_VERSION-}" ]; then
     _compose_file=$BASH_SOURCE
@@ -7,7 +8,17 @@ elif [ -n "${ZSH_VERSION-}" ]; then
     # Not ${(%):-%x}: in the C locale a prompt escape garbles what is not ASCII.
     _compose_file=${funcsourcetrace[1]%:*}
 else
+    # dash and busybox read a sourced file through a descriptor of 10 or more. $$ is not the process of a subshell.
     _compose_file=${COMPOSE_PREFIX:+$COMPOSE_PREFIX/bin/activate}
+    if read -r _compose_process _compose_rest 2>/dev/null </proc/self/stat; then
+        for _compose_open in "/proc/$_compose_process/fd"/[1-9][0-9]*; do
+            _compose_rest=$(readlink -- "$_compose_open" 2>/dev/null || :)
+            case $_compose_rest in
+                */bin/activate) [ ! -e "${_compose_rest%/bin/activate}/etc/env" ] || _compose_file=$_compose_rest ;;
+            esac
+        done
+    fi
+    unset _compose_process _compose_rest _compose_open
 fi
 if [ -L "$_compose_file" ]; then
     _compose_file=$(realpath -- "$_compose_file" 2>/dev/null || readlink -f -- "$_compose_file")
@@ -16,39 +27,39 @@ case $_compose_file in
     */*) ;;
     *) _compose_file=./$_compose_file ;;
 esac
-_compose_prefix=$(CDPATH= cd -- "${_compose_file%/*}/.." >/dev/null 2>&1 && pwd)
-
+_compose_prefix=$(CDPATH= cd -- "${_compose_file%/*}/.." >/dev/null 2>&1 && pwd) || _compose_prefix=
 if [ ! -x "$_compose_prefix/bin/python3" ]; then
     echo "activate: cannot tell where the bundle is: set COMPOSE_PREFIX to its folder and source this again" >&2
     unset _compose_file _compose_prefix
     return 1
 fi
 
-if [ -n "${_COMPOSE_ACTIVE-}" ]; then
+# Another bundle's, this one's from before, or that of a virtual environment.
+if [ "$(command -v deactivate || :)" = deactivate ]; then
     deactivate
 fi
 
-deactivate() {
-    PATH=$_COMPOSE_OLD_PATH
-    export PATH
-    if [ -n "${_COMPOSE_OLD_PS1+x}" ]; then
-        PS1=$_COMPOSE_OLD_PS1
-    fi
-@RESTORE@
-    unset COMPOSE_PREFIX _COMPOSE_ACTIVE _COMPOSE_OLD_PATH _COMPOSE_OLD_PS1
-    unset -f deactivate
-    hash -r 2>/dev/null || true
-}
-
-_COMPOSE_ACTIVE=1
-_COMPOSE_OLD_PATH=${PATH-}
-COMPOSE_PREFIX=$_compose_prefix
-PATH=$COMPOSE_PREFIX/bin${PATH:+:$PATH}
-export COMPOSE_PREFIX PATH
+_compose_text=$("$_compose_prefix/bin/python3" -I -S -B -c '@ENTER@' "$_compose_prefix/@SITE@" sh) || _compose_text=
+if [ -z "$_compose_text" ]; then
+    echo "activate: $_compose_prefix/bin/python3 does not run on this host" >&2
+    unset _compose_file _compose_prefix _compose_text
+    return 1
+fi
+eval "$_compose_text"
 if [ -n "${PS1+x}" ]; then
     _COMPOSE_OLD_PS1=$PS1
     PS1="(@NAME@) $PS1"
 fi
-@SET@
-unset _compose_file _compose_prefix
-hash -r 2>/dev/null || true
+
+deactivate() {
+    _compose_restore
+    if [ -n "${_COMPOSE_OLD_PS1+x}" ]; then
+        PS1=$_COMPOSE_OLD_PS1
+        unset _COMPOSE_OLD_PS1
+    fi
+    unset -f _compose_restore deactivate
+    hash -r 2>/dev/null || :
+}
+
+unset _compose_file _compose_prefix _compose_text
+hash -r 2>/dev/null || :

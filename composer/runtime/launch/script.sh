@@ -13,5 +13,5 @@ esac
 # Modules of another Python, or of the home folder, must not shadow those of the bundle, in this process or its children.
 unset PYTHONHOME PYTHONPATH
 export PYTHONNOUSERSITE=1
-@ENV@exec "${self%/*}/python3"@OPTIONS@ "$0" "$@"
+exec "${self%/*}/python3"@OPTIONS@ "$0" "$@"
 '''

@@ -1,0 +1,71 @@
+"""What can be known before a server is started: whether its port is free, and whether there are GPUs for it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from . import ports
+from .serve_options import DEFAULT_MODEL, Flag
+from .serve_report import HOST, PORT_OF_OTHER, PORT_OWN, PORT_UNKNOWN, Finding, Refusal, finding, warning
+
+# The default model's weights are FP8, which GPUs have from SM 89 on.
+_FP8 = 89
+_COMMAND = 160
+
+
+def port_state(port: int, host: str) -> dict[str, Any]:
+    """`port`, `host`, whether it is `free`, else the `reason` and, of a busy one, its `owner`; ready for JSON."""
+    fault = ports.bind_fault(port, host)
+    state: dict[str, Any] = {"port": port, "host": host, "free": fault is None, "reason": None, "owner": None}
+    if fault:
+        state["reason"] = "busy" if fault.errno == errno.EADDRINUSE else fault.strerror or str(fault)
+    if state["reason"] == "busy":
+        owner = ports.owner(port, host)
+        state["owner"] = asdict(owner) if owner else None
+    return state
+
+
+def port_refusal(state: Mapping[str, Any]) -> Refusal:
+    """Why a server cannot have its port, by a `port_state` that is not free: the status says who has it."""
+    port, owner = state["port"], state["owner"]
+    if state["reason"] != "busy":
+        return Refusal(HOST, finding("serve.address", f"{state['host']}:{port}", f"cannot be bound: {state['reason']}",
+                                     "Set SGLANG_HOST to an address of this host."))  # fmt: skip
+    text = f"Port {port} is already in use (set SGLANG_PORT to use a different port)"
+    if not owner:
+        return Refusal(PORT_UNKNOWN, finding("serve.port", str(port), f"{text}; /proc does not tell by whom"))
+    own = owner["uid"] == os.geteuid()
+    if owner["pid"] is None:
+        evidence = f"{text}; by a process of {owner['user']}, which is not ours to see"
+        return Refusal(PORT_UNKNOWN if own else PORT_OF_OTHER, finding("serve.port", str(port), evidence))
+    command = owner["command"]
+    command = command if len(command) <= _COMMAND else f"{command[:_COMMAND]}..."
+    evidence = f"{text}; by process {owner['pid']} of {owner['user']}: {command}"
+    return Refusal(PORT_OWN if own else PORT_OF_OTHER, finding("serve.port", str(port), evidence))
+
+
+def gpu_findings(flags: Mapping[str, Flag], model: str, visible: str | None) -> list[Finding]:
+    """Too few GPUs for the tensor parallelism, or too old ones for the default model; nothing if none are seen.
+
+    `visible` is CUDA_VISIBLE_DEVICES. The driver is asked only where the answer matters.
+    """
+    size = int(flags["--tp-size"].value) if "--tp-size" in flags else 1
+    if size == 1 and model != DEFAULT_MODEL:
+        return []
+    from . import devices
+
+    found = devices.find()["gpus"]
+    gpus = [gpu for gpu in found if gpu["index"] in devices.visible(found, visible)]
+    findings = []
+    if found and size > max(len(gpus), 1) and "--nnodes" not in flags:
+        evidence = f"{size} GPUs are asked for by {flags['--tp-size'].source}, and {len(gpus)} can be seen"
+        findings.append(warning("serve.gpus", "--tp-size", evidence, "Ask for fewer, or look at CUDA_VISIBLE_DEVICES."))
+    old = [gpu for gpu in gpus if (gpu["sm"] or _FP8) < _FP8]
+    if old and model == DEFAULT_MODEL:
+        evidence = f"its weights are FP8 and need SM {_FP8} or newer; {old[0]['name']} has SM {old[0]['sm']}"
+        findings.append(warning("serve.model-sm", model, evidence, "Set SGLANG_MODEL to another model."))
+    return findings

@@ -1,0 +1,42 @@
+"""What the programs for serving have to say: findings, and the refusal that ends them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+#: `id`, `severity` (error, warning or note), `subject`, `evidence` and `fix`, as everywhere in a bundle.
+Finding = dict[str, str]
+
+#: Exit statuses. 3 and 4 are those of the vLLM preflight script that these programs are modelled on; 10 to 15 are
+#: those of a host below the bundle's floors.
+HOST, USAGE, PORT_OF_OTHER, PORT_UNKNOWN, PORT_OWN, MODEL = 1, 2, 3, 4, 5, 6
+
+
+class Refusal(Exception):  # noqa: N818  # not a fault of the program
+    """The server will not be started. `findings` say why, `status` is the program's exit status."""
+
+    def __init__(self, status: int, *findings: Finding) -> None:
+        super().__init__("; ".join(one["evidence"] for one in findings))
+        self.status = status
+        self.findings = findings
+
+
+def finding(id_: str, subject: str, evidence: str, fix: str = "", *, severity: str = "error") -> Finding:
+    """One finding; `evidence` is one line, `fix` an imperative sentence."""
+    return {"id": id_, "severity": severity, "subject": subject, "evidence": evidence, "fix": fix}
+
+
+def warning(id_: str, subject: str, evidence: str, fix: str = "") -> Finding:
+    """A finding that does not end the program, unless `--strict` was asked for."""
+    return finding(id_, subject, evidence, fix, severity="warning")
+
+
+def shown(findings: Sequence[Finding]) -> str:
+    """Lines for a person, each with its end. A subject that the evidence names is not said twice."""
+    lines = []
+    for one in findings:
+        subject = "" if one["subject"] in one["evidence"] else f"{one['subject']}: "
+        lines.append(f"{one['severity'].upper()}: {subject}{one['evidence']}\n")
+        if one["fix"]:
+            lines.append(f"  fix: {one['fix']}\n")
+    return "".join(lines)
