@@ -54,7 +54,8 @@ def write_llama(folder: Path, *, shards: int = 2) -> Path:
     """A whole model in a new folder."""
     folder.mkdir(parents=True)
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": _HIDDEN, "num_hidden_layers": _LAYERS,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": _HIDDEN,
+        "num_hidden_layers": _LAYERS,
         "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": _INNER, "vocab_size": _VOCABULARY,
         "torch_dtype": "float32", "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
     }  # fmt: skip

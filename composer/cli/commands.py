@@ -13,11 +13,13 @@ import msgspec
 
 import composer
 from composer.cli import options, render
+from composer.cli.check import check
 from composer.cli.detect import detect
 from composer.cli.estimate import estimate
 from composer.cli.explain import explain_library
 from composer.cli.gpu import gpu_code
 from composer.cli.isa import isa
+from composer.cli.profile import profile
 from composer.cli.progress import drawn
 from composer.cli.select import select
 from composer.cli.slim import slim
@@ -167,10 +169,12 @@ def unpack(*, bundle: Path, prefix: Path, jobs: int, any_host: bool, debug: bool
     click.echo(f"unpacked into {prefix}")
 
 
+compose.add_command(check)
 compose.add_command(detect)
 compose.add_command(estimate)
 compose.add_command(explain_library)
 compose.add_command(isa)
+compose.add_command(profile)
 compose.add_command(select)
 compose.add_command(slim)
 compose.add_command(toolchain)

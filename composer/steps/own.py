@@ -16,7 +16,9 @@ from composer.formats.wheel import read_wheel
 from composer.formats.zip import read
 from composer.launchers import ENVIRONMENT_PTH, activate_scripts, env_file, script_launcher, template
 from composer.model.lock import Artifact, LockedPackage
+from composer.model.profile import PROFILES_PATH, RULES_PATH, render_profiles, render_rules
 from composer.model.recipe import NativeModule, Recipe, Release
+from composer.steps.advise import load_profiles, load_rules
 from composer.steps.base import OwnFile
 from composer.steps.fetch import Fetched, artifact_path
 from composer.steps.native import TRIPLES, NativeLibrary, build_library, libnuma, library_key, own_library, tar_member
@@ -119,6 +121,10 @@ def _programs(outline: Outline) -> Iterator[OwnFile]:
         yield OwnFile(path=path, data=data, mode=0o755 if path == "bin/deactivate" else 0o644)
     # It says why the bundle's Python does not start, so it cannot be a launcher of that Python.
     yield OwnFile(path="bin/compose-doctor", data=template("doctor.sh").encode(), mode=0o755)
+    recipe = outline.recipe
+    yield OwnFile(path=RULES_PATH, data=render_rules(load_rules()))
+    yield OwnFile(path=PROFILES_PATH, data=render_profiles(load_profiles(), stack=recipe.name, version=recipe.version,
+                                                           sm=outline.target.sm))  # fmt: skip
     for name, module in {**_PROGRAMS, **outline.recipe.programs}.items():
         yield OwnFile(path=f"bin/{name}", data=script_launcher(f"_compose.{module}", "main"), mode=0o755)
 

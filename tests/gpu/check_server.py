@@ -1,15 +1,19 @@
 """Start a bundle's SGLang server on a host that has no compiler on PATH, ask it everything, stop it.
 
-    python3 tests/gpu/check_server.py BUNDLE MODEL [--port N] [--log FILE] [--path PATH] [-- SERVER OPTIONS ...]
+    python3 tests/gpu/check_server.py BUNDLE MODEL [--port N] [--tp N] [--log FILE] [--path PATH] [--module]
+                                      [--answers FILE] [-- SERVER OPTIONS ...]
 
 Standard library only. Prints one JSON line per check: {"check", "ok", "seconds", ...}; exit status 1 if one failed.
-The server gets an environment of its own: an empty folder as PATH, no CUDA_HOME, no CC.
+The server is bin/sglang-serve, or with --module `python -m sglang.launch_server`, in an environment of its own: an
+empty folder as PATH, no CUDA_HOME, no CC. --answers: what it says at temperature 0 must be what FILE holds from
+another run; the first one writes it.
 """
 
 import argparse
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -37,13 +41,19 @@ class Server:
         self.base = f"http://127.0.0.1:{options.port}"
         self.log = Path(options.log)
         self.empty = tempfile.TemporaryDirectory()
-        python = Path(options.bundle).resolve() / "bin" / "python"
-        command = [
-            str(python), "-m", "sglang.launch_server", "--model-path", options.model, "--host", "127.0.0.1",
-            "--port", str(options.port), "--constrained-json-disable-any-whitespace", *options.rest,
-        ]  # fmt: skip
+        self.answers = Path(options.answers) if options.answers else None
         env = {name: os.environ[name] for name in KEPT if name in os.environ}
         env |= {"PATH": options.path or self.empty.name, "HF_HUB_OFFLINE": "1"}
+        programs = Path(options.bundle).resolve() / "bin"
+        place = {"model": options.model, "host": "127.0.0.1", "port": str(options.port), "tp-size": str(options.tp)}
+        flags = ["--constrained-json-disable-any-whitespace", *options.rest]
+        if options.module:
+            flags += [f"--{'model-path' if name == 'model' else name}={value}" for name, value in place.items()]
+            command = [programs / "python", "-m", "sglang.launch_server", *flags]
+        else:
+            env |= {f"SGLANG_{name.upper().replace('-', '_')}": value for name, value in place.items()}
+            env |= {"SGLANG_PREFLIGHT": "1", "SGLANG_EXTRA_ARGS": shlex.join(flags)}
+            command = [programs / "sglang-serve"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
 
@@ -83,7 +93,26 @@ def health(server):
 def models(server):
     names = [model["id"] for model in server.answer("/v1/models")["data"]]
     assert names
-    return {"models": names}
+    path = server.answer("/get_model_info")["model_path"]
+    assert Path(path).is_dir(), path
+    return {"models": names, "path": path}
+
+
+def answers(server):
+    """Greedy, and without penalties, which depend on what is computed together."""
+    plain = {"model": "default", "temperature": 0, "max_tokens": 24, "frequency_penalty": 0, "presence_penalty": 0}
+    turn = {"messages": [{"role": "user", "content": "Tell me more."}]}
+    chat = server.answer("/v1/chat/completions", plain | turn)["choices"][0]["message"]["content"]
+    text = server.answer("/v1/completions", plain | {"prompt": "It was"})["choices"][0]["text"]
+    assert chat, "an empty answer"
+    assert text, "an empty answer"
+    found = json.dumps([chat, text])
+    if server.answers is None or not server.answers.exists():
+        if server.answers:
+            server.answers.write_text(found)
+        return {"texts": [chat, text]}
+    assert server.answers.read_text() == found, f"{found}, and before {server.answers.read_text()}"
+    return {"equal": True}
 
 
 def generate(server):
@@ -160,7 +189,10 @@ def arguments():
     parser.add_argument("bundle")
     parser.add_argument("model")
     parser.add_argument("--port", type=int, default=30000)
+    parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--log", default="server.log")
+    parser.add_argument("--answers")
+    parser.add_argument("--module", action="store_true")
     parser.add_argument("--path", help="PATH of the server, where an empty folder will not do")
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
@@ -173,7 +205,7 @@ def main():
     server = Server(arguments())
     try:
         good = run(health, server)
-        checks = (models, generate, chat_with_schema, stream, together, nothing_compiled) if good else ()
+        checks = (models, generate, answers, chat_with_schema, stream, together, nothing_compiled) if good else ()
         results = [good, *(run(check, server) for check in checks)]
     finally:
         server.stop()
