@@ -94,6 +94,18 @@ def program_of(tree: Tree, python: str) -> str | None:
     return program if program in tree.objects else None
 
 
+def host_libraries(tree: Tree, opened: Mapping[str, Sequence[Dlopen]] = MappingProxyType({})) -> dict[str, str]:
+    """What a bundle takes from its host beside glibc, by name: of the `driver`, or as a `plugin` that may be absent.
+
+    opened: as in `check_closure`. The driver's come first.
+    """
+    names = {name for elf in tree.objects.values() for name in elf.needed}
+    names |= {name for each in opened.values() for one in each for name in one.names}
+    own = {elf.soname for elf in tree.objects.values()}
+    kinds = (("driver", DRIVER_LIBRARIES), ("plugin", PLUGIN_LIBRARIES))
+    return {name: kind for kind, patterns in kinds for name in sorted(names - own) if matches(name, patterns)}
+
+
 def dlopened(rules: Iterable[DlopenRule], paths: Iterable[str]) -> dict[str, tuple[Dlopen, ...]]:
     """What objects open by the rules of a recipe, by their paths below the prefix, as `check_closure` takes it."""
     rules = tuple(rules)

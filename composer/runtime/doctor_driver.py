@@ -21,8 +21,8 @@ from . import nvml
 
 Facts = dict[str, Any]
 
-#: What bundles take from a host, by kind: two of the driver's for all, a third to compile PTX, and RDMA's for hosts
-#: that have it. For a manifest without `host_libraries`. (proofs/closure.py)
+#: What bundles take from a host, by kind, whatever their manifests list: the driver's are also opened by names that no
+#: file of a bundle tells (proofs/closure.py).
 LIBRARIES = {"libcuda.so.1": "driver", "libnvidia-ml.so.1": "driver", "libnvidia-ptxjitcompiler.so.1": "driver",
              "libibverbs.so.1": "plugin"}  # fmt: skip
 _PROBE_SECONDS = 60

@@ -39,7 +39,7 @@ def read(prefix: str, manifest: Mapping[str, Any], detected: Facts, *, environ: 
     """`detected` and all else. environ: the caller's, with what the launcher changed put back."""
     bundle = _bundle(prefix, manifest)
     asked = environ.get("CUDA_VISIBLE_DEVICES")
-    wanted = dict(manifest.get("host_libraries") or doctor_driver.LIBRARIES)
+    wanted = {**doctor_driver.LIBRARIES, **(manifest.get("host_libraries") or {})}
     libraries, nvidia = doctor_driver.read(wanted, by_nvml=detected["found_by"] == "nvml")
     facts = {
         **detected,

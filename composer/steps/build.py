@@ -434,7 +434,8 @@ def _manifest(prepared: Prepared, layers: list[Layer]) -> Manifest:
         recipe=_recipe_facts(outline), lock=outline.lock.recipe, target=target_facts(outline),
         python=prepared.interpreter.version, interpreter=outline.interpreter.label, torch=_torch(prepared),
         built=built_facts(outline), slim=prepared.options.slim,
-        serve=recipe.serve, floors=prepared.plan.floors, coverage=coverage_rules(outline), checks=checks,
+        serve=recipe.serve, as_of=recipe.as_of.strftime("%Y-%m-%dT%H:%M:%SZ"), floors=prepared.plan.floors,
+        host_libraries=prepared.plan.host_libraries, coverage=coverage_rules(outline), checks=checks,
         dlopen=dlopen_rules(outline), runtime=[row for row in recipe.runtime if row.of in names],
         left_out=prepared.left_out, warnings=prepared.warnings, layers=layers,
     )  # fmt: skip

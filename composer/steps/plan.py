@@ -31,7 +31,7 @@ from composer.model.manifest import Floor
 from composer.model.plan import PatchFile, RpathEdit, SlimEdit, WheelPlan
 from composer.model.recipe import Component, Prune, RequiresEdit, Slim
 from composer.proofs.abi import check_loading
-from composer.proofs.closure import LOADED_AT_START, dlopened, program_of
+from composer.proofs.closure import LOADED_AT_START, dlopened, host_libraries, program_of
 from composer.proofs.coverage import check_coverage, needed_libraries
 from composer.proofs.floors import cpu_floor, host_floors, sm_floor
 from composer.steps.edit import is_bytecode
@@ -103,11 +103,15 @@ class BaseFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Wheel plans in the order of their names, and what was found in the finished tree."""
+    """Wheel plans in the order of their names, and what was found in the finished tree.
+
+    host_libraries: what it takes from the host, as in the manifest.
+    """
 
     wheels: tuple[WheelPlan, ...]
     findings: tuple[Finding, ...]
     floors: Mapping[str, Floor]
+    host_libraries: Mapping[str, str]
 
 
 def draft_wheels(outline: Outline, surveys: Mapping[str, Survey], options: Options,
@@ -150,7 +154,10 @@ def plan_wheels(outline: Outline, drafts: Sequence[WheelPlan], surveys: Mapping[
     refuse_findings(findings)
     notes = [(file.path, file.kernel) for file in base] + [(path, one.kernel) for path, one in facts.items()]
     kernels = {path: version for path, version in notes if version}
-    return Plan(wheels=wheels, findings=findings, floors=_floors(outline, finished.objects, code, kernels, options))
+    return Plan(
+        wheels=wheels, findings=findings, floors=_floors(outline, finished.objects, code, kernels, options),
+        host_libraries=host_libraries(finished, dlopened(dlopen_rules(outline), finished.objects)),
+    )  # fmt: skip
 
 
 def wheel_key(plan: WheelPlan) -> str:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 
+from composer.formats.dlopen import Dlopen
 from composer.formats.elf import Elf
 from composer.formats.loader import Loader, Tree, lexical
 from composer.model.finding import Finding
-from composer.proofs.closure import Floor, check_bundle, check_closure, floors
+from composer.proofs.closure import Floor, check_bundle, check_closure, floors, host_libraries
 
 
 def elf(
@@ -168,6 +169,18 @@ def test_the_host_has_glibc_and_the_driver() -> None:
         "libstdc++.so.6 is not found",
     ]
     assert check_closure(tree, host={"lib*", "ld-*"}) == ()
+
+
+def test_what_is_taken_from_the_host_is_listed() -> None:
+    tree = Tree(objects={
+        "a.so": elf("libc.so.6", "libcuda.so.1", "libown.so"), "own.so": elf(soname="libown.so"),
+        "p.so": elf("libucp.so.0", "libibverbs.so.1"),
+    }, symlinks={}, files=frozenset())  # fmt: skip
+    opened = {"a.so": (Dlopen(names=("libnvidia-ml.so.1", "libown.so"), required=False, why="x"),)}
+    assert list(host_libraries(tree, opened).items()) == [
+        ("libcuda.so.1", "driver"), ("libnvidia-ml.so.1", "driver"), ("libibverbs.so.1", "plugin"),
+        ("libucp.so.0", "plugin"),
+    ]  # fmt: skip
 
 
 def test_a_plugin_may_miss_its_fabric() -> None:
