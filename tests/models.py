@@ -90,3 +90,28 @@ def cached(hub: Path, name: str = NAME, commit: str = COMMIT) -> Path:
         (snapshot / path.name).symlink_to(f"../../blobs/{digest}")
     plain.rmdir()
     return snapshot
+
+
+#: The tokenizer class of transformers 5, which older ones do not know.
+NEW_CLASS = "TokenizersBackend"
+_USUAL_CLASS = "PreTrainedTokenizerFast"
+
+
+def model(folder: Path, *, tokenizer_class: str = _USUAL_CLASS) -> Path:
+    """A whole model of one file of weights in a new folder; its tokenizer's settings are not all ASCII."""
+    write_llama(folder, shards=1)
+    next(folder.glob("*.safetensors")).rename(folder / "model.safetensors")
+    (folder / "model.safetensors.index.json").unlink()
+    settings = json.dumps({"tokenizer_class": tokenizer_class, "x": "é"}, ensure_ascii=False)
+    (folder / "tokenizer_config.json").write_text(settings)
+    return folder
+
+
+def snapshot(hub: Path, name: str, *, revision: str = COMMIT, main: str | None = COMMIT,
+             tokenizer_class: str = _USUAL_CLASS) -> Path:  # fmt: skip
+    """A model in the layout of a hub's cache, of plain files. main: the revision that refs/main names; None: no ref."""
+    repository = hub / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True, exist_ok=True)
+    if main is not None:
+        (repository / "refs/main").write_text(main)
+    return model(repository / "snapshots" / revision, tokenizer_class=tokenizer_class)

@@ -15,7 +15,7 @@ from typing import Any
 
 from . import PREFIX, doctor_facts, doctor_gpu, doctor_host, doctor_place, doctor_report, doctor_tree, doctor_trials
 from .detect import detect
-from .doctor_report import Finding, error, note, warning
+from .finding import Finding, error, note, warning
 from .snapshot import faults as model_faults
 
 #: What a launcher found wrong with the bundle's own Python, where another runs this: evidence and fix, with a tab.

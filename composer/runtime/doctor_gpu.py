@@ -8,7 +8,7 @@ from typing import Any
 
 from . import gpu
 from .detect import size
-from .doctor_report import Finding, error, finding, note, warning
+from .finding import Finding, error, finding, note, warning
 
 Facts = dict[str, Any]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .detect import size
-from .doctor_report import Finding, error, finding, note, warning
+from .finding import Finding, error, finding, note, warning
 
 Facts = dict[str, Any]
 

@@ -3,35 +3,12 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-#: `id`, `severity`, `subject`, `evidence` and `fix`, as `composer.model.finding.Finding` has them.
-Finding = dict[str, Any]
-#: The worst first.
-SEVERITIES = ("error", "warning", "note")
+from .finding import SEVERITIES, Finding
+
 _FILES = ("content", "extra", "missing")
 #: How many findings of one id and severity are shown one by one: a tree without its files would give 39,000.
 _SHOWN = 5
-
-
-def finding(severity: str, id_: str, subject: str, evidence: str, fix: str | None = None) -> Finding:
-    """One finding; `evidence` becomes one line."""
-    return {"id": id_, "severity": severity, "subject": subject, "evidence": " ".join(evidence.split()), "fix": fix}
-
-
-def error(id_: str, subject: str, evidence: str, fix: str | None = None) -> Finding:
-    """What keeps the bundle from serving."""
-    return finding("error", id_, subject, evidence, fix)
-
-
-def warning(id_: str, subject: str, evidence: str, fix: str | None = None) -> Finding:
-    """What makes it serve badly, or fail one day."""
-    return finding("warning", id_, subject, evidence, fix)
-
-
-def note(id_: str, subject: str, evidence: str, fix: str | None = None) -> Finding:
-    """What is worth knowing."""
-    return finding("note", id_, subject, evidence, fix)
 
 
 def group(one: Finding) -> str:

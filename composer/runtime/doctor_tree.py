@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .doctor_report import Finding, error
+from .finding import Finding, error
 
 MANIFEST = "share/compose/manifest.json"
 _FINGERPRINT, _FLOORS = "share/compose/fingerprint", "share/compose/floors"

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .doctor_report import Finding, error, note, warning
+from .finding import Finding, error, note, warning
 
 _IMPORT_SECONDS = 180
 #: Loading torch from a cold disk, and kernels; then a little for each GPU.

@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import PREFIX, serve_files, serve_options, serve_record, serve_tokenizer
-from .serve_report import MODEL, USAGE, Finding, Refusal, finding, shown, warning
+from .finding import Finding, error, warning
+from .serve_report import MODEL, USAGE, Refusal, shown
 
 _CHECK = "WHEEL_COMPOSER_MODEL_CHECK"
 # A repository's name, as huggingface_hub allows it (utils/_validators.py), but for `--`, which its cache uses for `/`.
@@ -114,7 +115,7 @@ def resolve(asked: str, place: Place, *, revision: str = "", flags: Sequence[str
         else:
             found = _repository(asked, place, revision, flags)
     except OSError as fault:
-        raise Refusal(MODEL, finding("model.folder", asked, f"cannot be read: {fault.strerror}")) from None
+        raise Refusal(MODEL, error("model.folder", asked, f"cannot be read: {fault.strerror}")) from None
     return mended(found, place)
 
 
@@ -138,12 +139,12 @@ def _here(path: Path, place: Place, flags: Sequence[str]) -> Resolved:
     if path.is_file():
         return Resolved(asked=str(path), source="file", folder=str(path), path=str(path))
     if not path.is_dir():
-        raise Refusal(MODEL, finding("model.folder", str(path), "there is no such folder", "Name one that is there."))
+        raise Refusal(MODEL, error("model.folder", str(path), "there is no such folder", "Name one that is there."))
     if not (path / "config.json").is_file():
         # A folder `models--org--name` is often named in the place of its snapshot.
         inner = _snapshot(path.parent, path.name.removeprefix("models--"), "", any_=True)
         fix = f"Name the folder that holds config.json{f': {inner}' if inner else ''}."
-        raise Refusal(MODEL, finding("model.config", str(path), "is a folder without config.json, so no model", fix))
+        raise Refusal(MODEL, error("model.config", str(path), "is a folder without config.json, so no model", fix))
     return _whole(str(path), "folder", path, place, flags)
 
 
@@ -162,7 +163,7 @@ def _repository(asked: str, place: Place, revision: str, flags: Sequence[str]) -
         except Refusal as refusal:  # a download completes it
             notes += [{**one, "severity": "note"} for one in refusal.findings]
     if place.offline:
-        absent = finding("model.absent", asked, "is neither in the bundle nor in the cache, and HF_HUB_OFFLINE is set",
+        absent = error("model.absent", asked, "is neither in the bundle nor in the cache, and HF_HUB_OFFLINE is set",
                          f"Put it below {place.bundled}, name a folder, or unset HF_HUB_OFFLINE.")  # fmt: skip
         raise Refusal(MODEL, absent, *notes)
     source = "hub" if "/" in asked else "name"
@@ -173,8 +174,8 @@ def _check_name(asked: str) -> None:
     if _REPOSITORY.match(asked):
         return
     if asked.startswith((".", "~")) or asked.count("/") > 1 or asked.endswith("/"):
-        raise Refusal(MODEL, finding("model.folder", asked, "there is no such folder", "Name one that is there."))
-    raise Refusal(USAGE, finding("model.name", repr(asked), "is no folder, and cannot be the name of a repository",
+        raise Refusal(MODEL, error("model.folder", asked, "there is no such folder", "Name one that is there."))
+    raise Refusal(USAGE, error("model.name", repr(asked), "is no folder, and cannot be the name of a repository",
                                  "Give ORGANISATION/NAME or a folder."))  # fmt: skip
 
 

@@ -23,9 +23,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import serve_options, serve_preflight
+from .finding import error
 from .resolve import place_here
 from .serve_launch import Launch, planned
-from .serve_report import HOST, USAGE, Refusal, finding, shown
+from .serve_report import HOST, USAGE, Refusal, shown
 
 _NOTES = {"bundle": " (bundled)", "cache": " (cached)", "hub": " (will download from HF)"}
 
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if unknown:
             evidence = f"Unknown flag: {unknown[0]} (all sglang options are set via env vars)"
-            raise Refusal(USAGE, finding("serve.flag", unknown[0], evidence, "Put flags of sglang behind --."))
+            raise Refusal(USAGE, error("serve.flag", unknown[0], evidence, "Put flags of sglang behind --."))
         launch = planned(place_here(), profile=options.profile, passed=passed)
         report |= _told(launch)
         _check(launch, options, report)
@@ -108,7 +109,7 @@ def _start(launch: Launch) -> int:
         os.execve(launch.command[0], launch.command, launch.environ)  # noqa: S606
     except OSError as fault:
         evidence = f"cannot be started: {fault.strerror}"
-        raise Refusal(HOST, finding("serve.python", launch.command[0], evidence, "Unpack the bundle again.")) from None
+        raise Refusal(HOST, error("serve.python", launch.command[0], evidence, "Unpack the bundle again.")) from None
 
 
 if __name__ == "__main__":

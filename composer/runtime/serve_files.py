@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from .serve_report import HOST, Refusal, finding
+from .finding import error
+from .serve_report import HOST, Refusal
 
 _FIX = "Set WHEEL_COMPOSER_CACHE to a folder that you may write to."
 
@@ -55,12 +56,12 @@ def write(path: Path, content: bytes) -> None:
 
 def no_folder() -> Refusal:
     """The refusal where there is no cache folder."""
-    return Refusal(HOST, finding("serve.cache", "the cache folder", "there is none that can be written to", _FIX))
+    return Refusal(HOST, error("serve.cache", "the cache folder", "there is none that can be written to", _FIX))
 
 
 def unwritable(path: Path, fault: OSError) -> Refusal:
     """The refusal for a file or folder that could not be written."""
-    return Refusal(HOST, finding("serve.cache", str(path), f"cannot be written: {fault.strerror or fault}", _FIX))
+    return Refusal(HOST, error("serve.cache", str(path), f"cannot be written: {fault.strerror or fault}", _FIX))
 
 
 def label(text: str) -> str:

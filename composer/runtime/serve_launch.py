@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from . import serve_options, serve_record
+from .finding import Finding, error
 from .resolve import Place, Resolved, located, recalled, resolve
 from .serve_options import DEFAULT_MODEL, EXTRA, PASSED, PROFILE, Flag
 from .serve_preflight import gpu_findings
-from .serve_report import USAGE, Finding, Refusal, finding
+from .serve_report import USAGE, Refusal
 
 #: Flags that name a further repository, which may be in the bundle or the cache as well.
 _REPOSITORIES = ("--tokenizer-path", "--speculative-draft-model-path", "--speculative-draft-model")
@@ -55,9 +56,9 @@ def _profile(name: str, prefix: Path) -> dict[str, Any]:
     try:
         found = profiles.profile(name, str(prefix))
     except profiles.ProfileError as fault:
-        raise Refusal(USAGE, finding("serve.profile", name, str(fault))) from None
+        raise Refusal(USAGE, error("serve.profile", name, str(fault))) from None
     if found["kind"] == "tool":
-        raise Refusal(USAGE, finding("serve.profile", name, f"runs {found['module']}, which is no server"))
+        raise Refusal(USAGE, error("serve.profile", name, f"runs {found['module']}, which is no server"))
     return found
 
 
@@ -90,7 +91,7 @@ def _default_model(environ: Mapping[str, str]) -> str:
     values, findings = serve_record.read(Path(path))
     if not serve_record.about(values):
         fix = "Set SGLANG_MODEL, or run sglang-resolve-model first."
-        raise Refusal(USAGE, *findings, finding("serve.env-file", path, "names no model", fix))
+        raise Refusal(USAGE, *findings, error("serve.env-file", path, "names no model", fix))
     return serve_record.about(values)
 
 

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .serve_report import Finding, finding, warning
+from .finding import Finding, error, finding, warning
 
 DEFAULT_MODEL = "microsoft/Phi-4-mini-instruct-FP8-TORCHAO"
 DEFAULT_SAMPLING = '{"max_new_tokens":512,"frequency_penalty":0.5,"presence_penalty":0.3}'
@@ -85,14 +85,14 @@ def from_variables(environ: Mapping[str, str]) -> Read:
         if variable == "SGLANG_PORT" and "://" in value:
             findings.append(_service_link(value))
         elif fault:
-            findings.append(finding("serve.variable", variable, f"{value!r} {fault}"))
+            findings.append(error("serve.variable", variable, f"{value!r} {fault}"))
         elif value:
             flags.append(Flag(name=name, values=(value,), source=variable))
     for variable in ("SGLANG_DISABLE_CUDA_GRAPH", "SGLANG_PREFLIGHT"):
         value = environ.get(variable, "")
         yes = truth(value)
         if yes is None:
-            findings.append(finding("serve.variable", variable, f"{value!r} is neither yes nor no", _YES_NO))
+            findings.append(error("serve.variable", variable, f"{value!r} is neither yes nor no", _YES_NO))
         elif value and variable == "SGLANG_DISABLE_CUDA_GRAPH":
             flags.append(Flag(name="--disable-cuda-graph", source=variable, on=yes))
     return flags, findings
@@ -149,7 +149,7 @@ def from_text(text: str) -> Read:
     try:
         return from_words(split(text), EXTRA)
     except ValueError as fault:
-        return [], [finding("serve.variable", EXTRA, f"cannot be split: {fault}", "Quote as in a shell.")]
+        return [], [error("serve.variable", EXTRA, f"cannot be split: {fault}", "Quote as in a shell.")]
 
 
 def split(text: str) -> list[str]:
@@ -193,7 +193,7 @@ def from_words(words: Sequence[str], source: str) -> Read:
         elif found:
             found[-1][1].append(word)
         else:
-            return [], [finding("serve.flag", source, f"{word!r} stands before any flag")]
+            return [], [error("serve.flag", source, f"{word!r} stands before any flag")]
     flags = [Flag(name=name, values=tuple(values), source=source) for name, values in found]
     return flags, [fault for flag in flags for fault in _faults(flag)]
 
@@ -207,7 +207,7 @@ def _faults(flag: Flag) -> Iterator[Finding]:
             continue
         fault = check(flag.value) if len(flag.values) == 1 else "takes one value"
         if fault:
-            yield finding("serve.flag", flag.source, f"{shlex.join(flag.words)}: {fault}")
+            yield error("serve.flag", flag.source, f"{shlex.join(flag.words)}: {fault}")
 
 
 def merge(layers: Iterable[Sequence[Flag]]) -> tuple[dict[str, Flag], list[Finding]]:
@@ -235,5 +235,5 @@ def _overridden(before: Flag, flag: Flag) -> Finding:
         return f"{shlex.join(one.words) if one.on else 'nothing'} ({one.source})"
 
     severity = "note" if before.source.startswith(PROFILE) else "warning"
-    return finding("serve.override", flag.name, f"{told(flag)} takes the place of {told(before)}",
-                   "" if severity == "note" else "Say it once.", severity=severity)  # fmt: skip
+    return finding(severity, "serve.override", flag.name, f"{told(flag)} takes the place of {told(before)}",
+                   None if severity == "note" else "Say it once.")  # fmt: skip

@@ -9,8 +9,9 @@ from dataclasses import asdict
 from typing import Any
 
 from . import ports
+from .finding import Finding, error, warning
 from .serve_options import DEFAULT_MODEL, Flag
-from .serve_report import HOST, PORT_OF_OTHER, PORT_OWN, PORT_UNKNOWN, Finding, Refusal, finding, warning
+from .serve_report import HOST, PORT_OF_OTHER, PORT_OWN, PORT_UNKNOWN, Refusal
 
 # The default model's weights are FP8, which GPUs have from SM 89 on.
 _FP8 = 89
@@ -33,19 +34,19 @@ def port_refusal(state: Mapping[str, Any]) -> Refusal:
     """Why a server cannot have its port, by a `port_state` that is not free: the status says who has it."""
     port, owner = state["port"], state["owner"]
     if state["reason"] != "busy":
-        return Refusal(HOST, finding("serve.address", f"{state['host']}:{port}", f"cannot be bound: {state['reason']}",
+        return Refusal(HOST, error("serve.address", f"{state['host']}:{port}", f"cannot be bound: {state['reason']}",
                                      "Set SGLANG_HOST to an address of this host."))  # fmt: skip
     text = f"Port {port} is already in use (set SGLANG_PORT to use a different port)"
     if not owner:
-        return Refusal(PORT_UNKNOWN, finding("serve.port", str(port), f"{text}; /proc does not tell by whom"))
+        return Refusal(PORT_UNKNOWN, error("serve.port", str(port), f"{text}; /proc does not tell by whom"))
     own = owner["uid"] == os.geteuid()
     if owner["pid"] is None:
         evidence = f"{text}; by a process of {owner['user']}, which is not ours to see"
-        return Refusal(PORT_UNKNOWN if own else PORT_OF_OTHER, finding("serve.port", str(port), evidence))
+        return Refusal(PORT_UNKNOWN if own else PORT_OF_OTHER, error("serve.port", str(port), evidence))
     command = owner["command"]
     command = command if len(command) <= _COMMAND else f"{command[:_COMMAND]}..."
     evidence = f"{text}; by process {owner['pid']} of {owner['user']}: {command}"
-    return Refusal(PORT_OWN if own else PORT_OF_OTHER, finding("serve.port", str(port), evidence))
+    return Refusal(PORT_OWN if own else PORT_OF_OTHER, error("serve.port", str(port), evidence))
 
 
 def gpu_findings(flags: Mapping[str, Flag], model: str, visible: str | None) -> list[Finding]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from . import serve_files
-from .serve_report import Finding, warning
+from .finding import Finding, warning
 
 _LINE = re.compile(r"(?:export[ \t]+)?([A-Z][A-Z0-9_]*)=(.*)\Z", re.DOTALL)
 #: What was asked for, where it was found, the folder and the bundle. Not exported, so that no child inherits them.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: `id`, `severity` (error, warning or note), `subject`, `evidence` and `fix`, as everywhere in a bundle.
-Finding = dict[str, str]
+from .finding import Finding
 
 #: Exit statuses. 3 and 4 are those of the vLLM preflight script that these programs are modelled on; 10 to 15 are
 #: those of a host below the bundle's floors.
@@ -19,16 +18,6 @@ class Refusal(Exception):  # noqa: N818  # not a fault of the program
         super().__init__("; ".join(one["evidence"] for one in findings))
         self.status = status
         self.findings = findings
-
-
-def finding(id_: str, subject: str, evidence: str, fix: str = "", *, severity: str = "error") -> Finding:
-    """One finding; `evidence` is one line, `fix` an imperative sentence."""
-    return {"id": id_, "severity": severity, "subject": subject, "evidence": evidence, "fix": fix}
-
-
-def warning(id_: str, subject: str, evidence: str, fix: str = "") -> Finding:
-    """A finding that does not end the program, unless `--strict` was asked for."""
-    return finding(id_, subject, evidence, fix, severity="warning")
 
 
 def shown(findings: Sequence[Finding]) -> str:

@@ -26,6 +26,7 @@ from composer.model.layer import Entry, Layer, Part
 from composer.model.manifest import Floor, Manifest, fingerprint_of
 from composer.proofs.floors import render_floors
 from composer.runtime import doctor, doctor_driver, doctor_facts, doctor_report, doctor_tree, doctor_trials, self_test
+from composer.runtime.finding import error, note, warning
 from composer.steps.verify import verify
 from composer.store import Store
 from tests.shared_objects import library
@@ -259,9 +260,9 @@ def test_texts_say_what_a_reader_needs():
 
 
 def test_the_worst_comes_first_and_the_many_are_counted():
-    missing = [doctor_report.error("missing", f"f{n}", "gone", "Again.") for n in range(9)]
-    found = [doctor_report.note("a.b", "s", "e"), *missing,
-             doctor_report.warning("port.busy", "p", "two\nlines\udcff")]  # fmt: skip
+    missing = [error("missing", f"f{n}", "gone", "Again.") for n in range(9)]
+    found = [note("a.b", "s", "e"), *missing,
+             warning("port.busy", "p", "two\nlines\udcff")]  # fmt: skip
     lines = doctor_report.as_text("title", found, ["files", "port", "gpu"]).splitlines()
     assert lines[:3] == ["title", "error: missing: f0: gone", "  fix: Again."]
     assert lines[11:] == [

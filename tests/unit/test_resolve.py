@@ -13,7 +13,7 @@ import pytest
 from composer.runtime import serve_record
 from composer.runtime.resolve import Place, Resolved, recalled, record, resolve, told
 from composer.runtime.serve_report import MODEL, USAGE, Refusal
-from tests.models import HASH, NEW_CLASS, model, snapshot
+from tests.models import COMMIT, NEW_CLASS, model, snapshot
 
 _RUNTIME = Path(__file__).resolve().parents[2] / "composer/runtime"
 _NAME = "microsoft/Phi-4-mini-instruct-FP8-TORCHAO"
@@ -211,9 +211,9 @@ def test_the_cache_has_no_first_snapshot(place: Place, tmp_path: Path) -> None:
 
 def test_only_the_revision_that_is_asked_for_will_do(place: Place) -> None:
     folder = snapshot(place.bundled, "org/name")
-    (folder.parents[1] / "refs/v2").write_text(HASH)
+    (folder.parents[1] / "refs/v2").write_text(COMMIT)
     assert resolve("org/name", place, revision="v2").source == "bundle"
-    assert resolve("org/name", place, revision=HASH).source == "bundle"
+    assert resolve("org/name", place, revision=COMMIT).source == "bundle"
     assert resolve("org/name", place, revision="v3").source == "hub"
 
 
