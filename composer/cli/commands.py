@@ -19,9 +19,11 @@ from composer.cli.estimate import estimate
 from composer.cli.explain import explain_library
 from composer.cli.gpu import gpu_code
 from composer.cli.isa import isa
+from composer.cli.k8s import k8s
 from composer.cli.profile import profile
 from composer.cli.progress import drawn
 from composer.cli.select import select
+from composer.cli.service import service
 from composer.cli.slim import slim
 from composer.cli.toolchain import toolchain
 from composer.cli.wheel import wheel
@@ -174,8 +176,10 @@ compose.add_command(detect)
 compose.add_command(estimate)
 compose.add_command(explain_library)
 compose.add_command(isa)
+compose.add_command(k8s)
 compose.add_command(profile)
 compose.add_command(select)
+compose.add_command(service)
 compose.add_command(slim)
 compose.add_command(toolchain)
 compose.add_command(wheel)

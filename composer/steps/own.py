@@ -33,7 +33,7 @@ _CPUS = {"x86_64": "x86", "aarch64": "aarch64"}
 
 
 #: Programs of every bundle, and their modules.
-_PROGRAMS = {"compose-detect": "detect"}
+_PROGRAMS = {"compose-detect": "detect", "compose-service": "service"}
 #: Releases that are compiled, by the folder below composer/native that goes with them.
 _RELEASES: Mapping[str, Callable[[bytes], NativeLibrary]] = {"numactl": libnuma}
 

@@ -17,7 +17,7 @@ restore() { for each in /usr/local/cuda*.hidden; do [ -e "$each" ] && mv "$each"
 trap restore EXIT
 hide hidden
 
-now() { date +%s.%N; }
+now() { date +%s%N; }
 began=$(now)
 mkdir -p "$prefix"
 tar --zstd -xf "$bundle" -C "$prefix"
@@ -38,7 +38,7 @@ step() {
     tail -n 30 "$results/$name.txt"
 }
 gpus=$(nvidia-smi --query-gpu=name --format=csv,noheader | wc -l)
-echo "untar: $(echo "$untarred - $began" | bc) s; $gpus GPUs"
+echo "untar: $(((untarred - began) / 1000000)) ms; $gpus GPUs"
 stranger "$prefix/bin/python" tests/make_tiny_llama.py model
 # The very first start of a bundle that was unpacked a moment ago.
 step server "$prefix/bin/python" tests/check_server.py "$prefix" model --log server.log --answers answers

@@ -1,0 +1,1 @@
+"""Deploy bundles: what other systems need to run one."""

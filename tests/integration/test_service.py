@@ -1,0 +1,387 @@
+"""Services without systemd, with real processes: a small server takes the place of SGLang's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from composer.runtime import supervisor
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Starts two children, one in a session of its own, and then listens. All say who they are in MARKS.
+SERVER = """
+import http.server, os, signal, subprocess, sys, time
+marks = os.environ["MARKS"]
+open(os.path.join(marks, str(os.getpid())), "w").close()
+if "stubborn" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if "fork" in sys.argv:
+    for session in (False, True):
+        code = "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);" \\
+               "open(os.path.join(sys.argv[1], str(os.getpid())), 'w').close(); time.sleep(600)"
+        subprocess.Popen([sys.executable, "-c", code, marks], start_new_session=session)
+if "die" in sys.argv:
+    print("dying", flush=True)
+    sys.exit(int(os.environ["STATUS"]))
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(int(os.environ.get("HEALTH", "200")))
+        self.end_headers()
+    def log_message(self, *_): pass
+print("value", os.environ.get("VALUE"), flush=True)
+http.server.HTTPServer(("127.0.0.1", int(os.environ["SGLANG_PORT"])), Handler).serve_forever()
+"""
+
+
+class Host:
+    """A home folder, a bundle in it, and what runs `compose-service` there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.marks = root, root / "marks"
+        self.prefix = root / "my bundle%n"
+        (self.prefix / "bin").mkdir(parents=True)
+        self.marks.mkdir()
+        (root / "server.py").write_text(SERVER)
+        for name in ("sglang-serve", "compose-service"):
+            program = self.prefix / "bin" / name
+            program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{root}/server.py" "$@"\n')
+            program.chmod(0o755)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.env = {
+            "PATH": os.environ["PATH"], "HOME": str(root), "PYTHONPATH": str(ROOT), "MARKS": str(self.marks),
+        }  # fmt: skip
+
+    def service(self, *words: str, check: int | None = 0) -> str:
+        code = "import sys; from composer.runtime.service import run; sys.exit(run(None, 'compose-service', None))"
+        command = [sys.executable, "-c", code, "--prefix", str(self.prefix), *words]
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False, timeout=30)
+        assert check in (None, done.returncode), done.stderr + done.stdout
+        return done.stdout + done.stderr
+
+    def install(self, *arguments: str, **variables: str) -> None:
+        pairs = {"SGLANG_PORT": str(self.port), **variables}
+        words = [word for name, value in pairs.items() for word in ("--set", f"{name}={value}")]
+        self.service("--plain", "install", "--stop-timeout", "1", *words, "--", *arguments)
+
+    def status(self) -> tuple[dict, int]:
+        code = "import sys; from composer.runtime.service import run; sys.exit(run(None, 'x', '/'))"
+        done = subprocess.run([sys.executable, "-c", code, "status", "--json"], env=self.env, capture_output=True,
+                              text=True, check=False)  # fmt: skip
+        return json.loads(done.stdout), done.returncode
+
+    def state(self) -> dict:
+        """What the supervisor wrote, without another process."""
+        return supervisor.read_state(str(self.folder)) or {"state": "stopped"}
+
+    @property
+    def folder(self) -> Path:
+        return self.root / ".local/state/compose/sglang"
+
+    def pids(self) -> set[int]:
+        """Every process that the server was, and its children."""
+        return {int(path.name) for path in self.marks.iterdir()}
+
+    def living(self) -> set[int]:
+        return {pid for pid in self.pids() if supervisor.identify(pid)}
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+
+@pytest.fixture
+def host(tmp_path):
+    made = Host(tmp_path)
+    yield made
+    made.service("stop", check=None)
+    state = supervisor.read_state(str(made.folder))
+    for who in supervisor.marked(state["mark"]) if state else []:
+        supervisor.send(who, signal.SIGKILL)
+
+
+def until(true, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.03)
+    return found
+
+
+def test_the_life_of_a_service(host):
+    assert host.status()[1] == 4
+    host.install(VALUE='$(touch x) "quoted" `b` 漢')
+    assert host.status()[0]["state"] == "stopped"
+    assert host.status()[1] == 3
+    host.service("start")
+    host.service("--name", "sglang", "wait", "--timeout", "8")
+    facts, code = host.status()
+    assert (facts["state"], facts["health"], code) == ("running", "healthy", 0)
+    assert facts["address"] == f"http://127.0.0.1:{host.port}"
+    assert 'value $(touch x) "quoted" `b` 漢' in host.service("logs")
+    assert "runs already" in host.service("start", check=1)
+    first = facts["pid"]
+    host.service("restart")
+    assert until(lambda: host.state().get("program"))["pid"] != first
+    host.service("stop")
+    assert host.status()[1] == 3
+    host.service("stop")
+    host.service("uninstall")
+    assert host.status()[1] == 4
+    assert (host.root / ".config/compose/sglang.env").stat().st_mode & 0o777 == 0o600
+
+
+def test_it_outlives_the_terminal_and_is_nobodys_child(host):
+    host.install()
+    host.service("start")
+    state = supervisor.read_state(str(host.folder))
+    pid = state["supervisor"]["pid"]
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    assert int(fields[3]) == pid  # a session of its own
+    assert fields[4] == "0"  # and no terminal
+    os.kill(pid, signal.SIGHUP)
+    time.sleep(0.2)
+    assert supervisor.lives(supervisor.identity_in(state, "supervisor"))
+
+
+def test_a_stop_ends_children_that_ignore_it_and_those_that_left(host):
+    host.install("stubborn", "fork")
+    host.service("start")
+    until(lambda: len(host.living()) == 3)
+    started = time.monotonic()
+    host.service("stop")
+    assert 1 <= time.monotonic() - started < 5
+    assert not host.living()
+    assert "the grace time is over: SIGKILL" in host.log()
+
+
+def test_children_end_with_a_server_that_dies(host):
+    host.install("fork")
+    host.service("start")
+    until(lambda: len(host.living()) == 3)
+    old = host.living()
+    os.kill(host.state()["program"]["pid"], signal.SIGKILL)
+    until(lambda: not old & host.living() and len(host.living()) == 3)
+    assert host.status()[0]["failures"] == 1
+    assert "killed by SIGKILL" in host.log()
+
+
+@pytest.mark.parametrize(("status", "starts"), [("2", 1), ("12", 1), ("0", 1)])
+def test_an_end_that_no_start_can_change_is_final(host, status, starts):
+    host.install("die", STATUS=status)
+    host.service("start")
+    until(lambda: host.state()["state"] in ("failed", "stopped"))
+    assert host.log().count("dying") == starts
+    assert host.status()[1] == (3 if status == "0" else 1)
+
+
+def test_starts_again_with_growing_pauses_and_then_gives_up(host):
+    host.install("die", STATUS="7")
+    plan = json.loads((host.folder / "service.json").read_text())
+    plan["plan"] |= {"first": 0.1, "failures": 4}
+    (host.folder / "service.json").write_text(json.dumps(plan))
+    host.service("start")
+    until(lambda: host.state()["state"] == "failed")
+    assert host.log().count("dying") == 4
+    pauses = [line.split()[-2] for line in host.log().splitlines() if "starting again" in line]
+    assert pauses == ["0.1", "0.2", "0.4"]
+    facts, code = host.status()
+    assert (facts["why"], code) == ("exit status 7", 1)
+    host.service("start")
+    until(lambda: host.log().count("dying") == 8)
+
+
+def test_running_but_not_healthy_is_told_apart(host):
+    host.install(HEALTH="503")
+    host.service("start")
+    until(lambda: host.status()[0]["health"] == "not ready")
+    assert host.status()[1] == 150
+    assert "no healthy server" in host.service("--name", "sglang", "wait", "--timeout", "0.2", check=1)
+
+
+def test_what_a_killed_supervisor_left_is_found_and_ended(host):
+    host.install("stubborn", "fork")
+    host.service("start")
+    until(lambda: len(host.living()) == 3)
+    os.kill(supervisor.read_state(str(host.folder))["supervisor"]["pid"], signal.SIGKILL)
+    facts, code = host.status()
+    assert (facts["state"], facts["why"], code) == ("failed", "its supervisor was killed", 1)
+    assert "runs already" in host.service("start", check=1)
+    host.service("stop")
+    assert not host.living()
+    host.service("start")
+    until(lambda: host.state()["state"] == "running")
+
+
+def test_a_process_with_a_number_that_was_used_before_is_not_ended(host):
+    host.install()
+    host.service("start")
+    until(lambda: host.living())
+    state = supervisor.read_state(str(host.folder))
+    host.service("stop")
+    stranger = subprocess.Popen(["sleep", "600"])
+    try:
+        for role in ("supervisor", "program"):
+            state[role]["pid"] = stranger.pid
+        (host.folder / "state.json").write_text(json.dumps(state))
+        assert host.status()[0]["pid"] is None
+        host.service("stop")
+        time.sleep(0.1)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_only_one_supervisor_to_a_folder(host):
+    host.install()
+    host.service("start")
+    command = [sys.executable, "-I", supervisor.__file__, str(host.folder)]
+    second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    assert (second.returncode, second.stdout) == (1, "it is supervised already\n")
+    assert host.state()["state"] == "running"
+
+
+def test_two_services_have_their_own_settings(host):
+    host.install(VALUE="one")
+    host.service("--plain", "--name", "second", "install", "--set", f"SGLANG_PORT={host.port}", "--set", "VALUE=two")
+    settings = host.root / ".config/compose"
+    assert 'VALUE="one"' in (settings / "sglang.env").read_text()
+    assert 'VALUE="two"' in (settings / "second.env").read_text()
+    host.service("--name", "second", "uninstall")
+    assert host.status()[0]["state"] == "stopped"
+
+
+def test_installing_again_keeps_settings_made_by_hand(host):
+    host.install()
+    settings = host.root / ".config/compose/sglang.env"
+    settings.write_text(settings.read_text() + "# mine\nSGLANG_MODEL=/srv/m\n")
+    host.install(VALUE="new")
+    text = settings.read_text()
+    assert "# mine\nSGLANG_MODEL=/srv/m\n" in text
+    assert 'VALUE="new"' in text
+
+
+@pytest.mark.parametrize(("words", "text"), [
+    (["--plain", "install", "--program", "/none"], "/none is no program"),
+    (["--plain", "install", "--run-as", "x"], "without systemd"),
+    (["--plain", "install", "--set", "x"], "NAME=VALUE"),
+    (["--plain", "install", "--set", "a b=x"], "no environment variable"),
+    (["--name", "../x", "status"], "cannot be the name"),
+    (["start"], "no service sglang is installed"),
+])  # fmt: skip
+def test_faults_are_told_in_words(host, words, text):
+    told = host.service(*words, check=1)
+    assert text in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.skipif(Path("/run/systemd/system").exists(), reason="would install a service on this host")
+@pytest.mark.parametrize("scope", ["--system", "--user"])
+def test_nothing_is_written_for_a_systemd_that_does_not_run(host, scope):
+    assert "no systemd runs here" in host.service(scope, "--name", "compose-test", "install", check=1)
+    assert not Path("/etc/systemd/system/compose-test.service").exists()
+    assert not (host.root / ".config").exists()
+
+
+def test_limits_are_raised_as_far_as_allowed(host):
+    host.install()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        host.service("start")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    program = until(lambda: host.state().get("program"))
+    soft, hard = resource.prlimit(program["pid"], resource.RLIMIT_NOFILE)
+    assert soft == min(hard, 1 << 20) > 256
+    ignored = re.search(r"SigIgn:\s*(\w+)", Path(f"/proc/{program['pid']}/status").read_text())[1]
+    assert not int(ignored, 16) & (1 << (signal.SIGHUP - 1))
+
+
+def test_the_tool_calls_the_same(host):
+    words = ["--prefix", str(host.prefix), "--name", "other", "status", "--json"]
+    done = subprocess.run([sys.executable, "-c", "from composer.cli.service import service; service()", *words],
+                          env=host.env, capture_output=True, text=True, check=False)  # fmt: skip
+    assert (json.loads(done.stdout), done.returncode) == ({"name": "other", "state": "not installed"}, 4)
+    asked = subprocess.run([sys.executable, "-c", "from composer.cli.service import service; service()", "--help"],
+                           env=host.env, capture_output=True, text=True, check=False)  # fmt: skip
+    assert "usage: compose service" in asked.stdout
+
+
+def test_a_dry_run_writes_nothing(host):
+    before = sorted(host.root.rglob("*"))
+    for scope in ("--system", "--user", "--plain"):
+        assert str(host.prefix / "bin" / "sglang-serve").replace(
+            "%", "%%" if scope != "--plain" else "%"
+        ) in host.service(scope, "install", "--dry-run")
+    assert sorted(host.root.rglob("*")) == before
+
+
+def test_followed_logs_go_on_in_the_next_file(host):
+    host.install()
+    log = host.folder / "log"
+    log.write_text("".join(f"line {number}\n" for number in range(300)))
+    code = "import sys; from composer.runtime.service import run; sys.exit(run(None, 'x', '/'))"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, "logs", "-f", "-n", "2"], env=host.env, stdout=subprocess.PIPE
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(child.wait)
+        stack.callback(child.kill)
+        assert [child.stdout.readline() for _ in range(2)] == [b"line 298\n", b"line 299\n"]
+        time.sleep(0.3)
+        written = supervisor.Log(str(log), 4096, 2)
+        for number in range(300, 900):
+            written.write(f"line {number}\n".encode())
+            time.sleep(0.001)
+        assert [child.stdout.readline() for _ in range(600)] == [
+            f"line {number}\n".encode() for number in range(300, 900)
+        ]
+
+
+def test_logs_end_quietly_with_their_reader_and_with_an_interruption(host):
+    host.install()
+    (host.folder / "log").write_text("line\n" * 100_000)
+    code = "import sys; from composer.runtime.service import run; sys.exit(run(None, 'x', '/'))"
+    command = [sys.executable, "-c", code, "logs", "-n", "90000"]
+    child = subprocess.Popen(command, env=host.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.readline()
+    child.stdout.close()
+    assert (child.stderr.read(), child.wait()) == (b"", 0)
+    child = subprocess.Popen([*command, "-f"], env=host.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in range(90_000):
+        child.stdout.readline()
+    child.send_signal(signal.SIGINT)
+    assert (child.communicate()[1], child.returncode) == (b"", 130)
+
+
+def test_a_log_keeps_its_limits_and_its_lines(tmp_path):
+    log = supervisor.Log(str(tmp_path / "log"), 100, 2)
+    written = b"".join(f"{number:09d}\n".encode() for number in range(100))
+    for start in range(0, len(written), 7):
+        log.write(written[start : start + 7])
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["log", "log.1", "log.2"]
+    texts = [(tmp_path / name).read_bytes() for name in ("log.2", "log.1", "log")]
+    lines = b"".join(texts).splitlines()
+    assert lines == [f"{number:09d}".encode() for number in range(100 - len(lines), 100)]
+    assert all(len(text) <= 117 and text.endswith(b"\n") for text in texts)
+
+
+def test_a_line_without_end_does_not_fill_the_disk(tmp_path):
+    log = supervisor.Log(str(tmp_path / "log"), 100, 1)
+    for _ in range(1000):
+        log.write(b"xxxxxxx")
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 500
