@@ -25,6 +25,7 @@ from composer.cli.progress import drawn
 from composer.cli.select import select
 from composer.cli.service import service
 from composer.cli.slim import slim
+from composer.cli.targets import targets
 from composer.cli.toolchain import toolchain
 from composer.cli.wheel import wheel
 from composer.errors import VerifyError
@@ -181,5 +182,6 @@ compose.add_command(profile)
 compose.add_command(select)
 compose.add_command(service)
 compose.add_command(slim)
+compose.add_command(targets)
 compose.add_command(toolchain)
 compose.add_command(wheel)

@@ -22,11 +22,8 @@ from composer.steps.plan import LEVELS, SLIM, Options
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
-#: What is composed, for which target.
-TARGET = (
-    click.option("--recipe", default="sglang", show_default=True, help="A shipped recipe, or the path of one."),
-    click.option("--sm", required=True, help="GPU architecture: 90, sm90 or 9.0."),
-    click.option("--isa", required=True, help="CPU instruction set: avx2, avx512, ..."),
+#: What the stack is made from.
+STACK = (
     click.option("--python", metavar="VERSION|PATH|host[:VERSION]",
                  help="Minor version, path of a CPython to bundle, or none: the host's. Default: the recipe's order."),
     click.option("--overlay", "overlays", multiple=True, metavar="NAME|PATH",
@@ -37,6 +34,16 @@ TARGET = (
                  help="How long a build may take that was not asked for by name: 90m, 2h, 0 for none."),
     click.option("--no-binary", multiple=True, metavar="NAME",
                  help="Build this component from source, instead of taking its wheel."),
+)  # fmt: skip
+#: What is composed, for which target.
+TARGET = (
+    click.option("--recipe", help="A shipped recipe, or the path of one. Default: sglang, or that of --variant."),
+    click.option("--sm", help="GPU architecture: 90, sm90 or 9.0."),
+    click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="The same by a GPU's name: H100, 'RTX 5090'."),
+    click.option("--isa", help="CPU instruction set: avx2, avx512, ..."),
+    click.option("--variant", metavar="NAME",
+                 help="All at once: sglang-python312-cuda12_8-sm90-avx512. `compose targets` tells which there are."),
+    *STACK,
 )  # fmt: skip
 #: How to work, which does not change the result.
 WORK = (
@@ -84,7 +91,8 @@ def request(kwargs: dict[str, Any]) -> Request:
     """What the user asked for. Threads are as many as there are cores; compilers only if the user says how many."""
     given = click.get_current_context().get_parameter_source("jobs") is ParameterSource.COMMANDLINE
     return Request(
-        recipe=kwargs["recipe"], sm=kwargs["sm"], isa=kwargs["isa"], python=kwargs["python"], torch=kwargs["torch"],
+        recipe=kwargs["recipe"], sm=kwargs["sm"], gpus=kwargs["gpus"], isa=kwargs["isa"], variant=kwargs["variant"],
+        python=kwargs["python"], torch=kwargs["torch"],
         no_binary=kwargs["no_binary"], budget=kwargs["budget"], jobs=kwargs["jobs"] if given else None,
         lock=lock_options(kwargs),
         wheelhouses=kwargs["wheelhouses"], private=kwargs.get("slim") == "all", overlays=kwargs["overlays"],

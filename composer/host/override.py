@@ -8,7 +8,6 @@ for conda (CEP 30 and 46) and unset for NVIDIA's provider of wheel variants.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import msgspec
 
 from composer.errors import RecipeError
 from composer.host.detect import Cpu, Driver, Gpu, Host
-from composer.model.target import Targets, parse_isa, parse_sm
+from composer.model.target import Targets, parse_gpus, parse_isa
 from composer.runtime.detect import runnable
 
 _NV_CUDA, _NV_SM = "NV_VARIANT_PROVIDER_FORCE_CUDA_DRIVER_VERSION", "NV_VARIANT_PROVIDER_FORCE_SM_ARCH"
@@ -102,7 +101,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _gpus(host: Host, stated: Stated, environ: Mapping[str, str], targets: Targets) -> _Changed:
     if stated.sms or stated.gpus:
-        named = [(known_sm(name, targets), name) for name in stated.gpus]
+        named = [(gpu.sm, text) for gpu, text in zip(parse_gpus(stated.gpus, targets), stated.gpus, strict=True)]
         return _with_gpus(host, [*((sm, None) for sm in stated.sms), *named], "command line")
     source, text = (_NV_SM, environ[_NV_SM]) if environ.get(_NV_SM) else (_SM, environ.get(_SM))
     if text is None:
@@ -132,22 +131,6 @@ def _cpu(host: Host, stated: Stated, _environ: Mapping[str, str], targets: Targe
     return msgspec.structs.replace(host, cpu=cpu, machine=machine), [
         Override(fact="ISA", value=name, source="command line")
     ]
-
-
-def known_sm(text: str, targets: Targets) -> int:
-    """The SM of a GPU by its name: `H100`, `NVIDIA H100 80GB HBM3`, `rtx-4090`. RecipeError for an unknown one."""
-    words = f" {_plain(text)} "
-    known = {_plain(gpu): sm for sm, row in targets.sm.items() for gpu in row.gpus}
-    found = [name for name in known if f" {name} " in words]
-    if not found:
-        near = difflib.get_close_matches(_plain(text), known, n=1)
-        raise RecipeError(f"unknown GPU {text!r}", where="--gpu",
-                          fix=f"Did you mean {near[0]!r}?" if near else "Name its architecture: --sm 90.")  # fmt: skip
-    return parse_sm(known[max(found, key=len)], targets)
-
-
-def _plain(name: str) -> str:
-    return " ".join(re.findall(r"[a-z0-9]+", name.lower()))
 
 
 def _require(pattern: re.Pattern[str], text: str, where: str, wanted: str) -> re.Match[str]:

@@ -41,6 +41,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything known about a bundle.
 
     fingerprint: sha256 over the layers' digests; equal fingerprints mean equal content. torch: how PyTorch was had.
+    properties: what wheel variants (PEP 825) call the target, `nvidia :: sm_arch :: 90_real`.
     built: what was built from source, whose inputs are in its `.dist-info`.
     coverage: the rules by which libraries must hold GPU code for the target. dlopen: what objects open by name.
     runtime: what is made at first use on the host.
@@ -56,6 +57,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     recipe: Mapping[str, str]
     lock: str
     target: Mapping[str, str]
+    properties: Sequence[str] = ()
     python: str
     interpreter: str
     torch: str

@@ -280,19 +280,23 @@ class Recipe(Record, frozen=True, kw_only=True):
         return (*self.requires, *left_out)
 
     def check_target(self, target: Target) -> None:
-        """RecipeError when the stack cannot serve the target, with the reason the recipe records."""
-        for refusal in self.refuse:
-            if target.sm in refusal.sm:
-                raise RecipeError(f"{self.name} {self.version} cannot serve SM {target.sm}", where="--sm",
-                                  why=refusal.reason, fix=self._alternatives())  # fmt: skip
-        if target.sm not in self.sm:
-            raise RecipeError(f"{self.name} {self.version} is not offered for SM {target.sm}", where="--sm",
+        """RecipeError when the stack cannot serve the target, with every reason, and that which the recipe records."""
+        RecipeError.collect(list(self.target_faults(target)))
+
+    def target_faults(self, target: Target) -> Iterator[RecipeError]:
+        """Every reason for which the stack cannot serve the target."""
+        stack = f"{self.name} {self.version}"
+        refusals = [one.reason for one in self.refuse if target.sm in one.sm]
+        if refusals:
+            yield RecipeError(f"{stack} cannot serve SM {target.sm}", where="--sm", why=refusals[0],
                               fix=self._alternatives())  # fmt: skip
+        elif target.sm not in self.sm:
+            yield RecipeError(f"{stack} is not offered for SM {target.sm}", where="--sm", fix=self._alternatives())
         if target.python not in self.pythons:
-            raise RecipeError(f"{self.name} {self.version} is not offered for Python {target.python}", where="--python",
+            yield RecipeError(f"{stack} is not offered for Python {target.python}", where="--python",
                               fix=f"Offered: {', '.join(self.pythons)}.")  # fmt: skip
         if target.machine not in self.machines:
-            raise RecipeError(f"{self.name} {self.version} is not offered for {target.machine}", where="--isa",
+            yield RecipeError(f"{stack} is not offered for {target.machine}", where="--isa",
                               fix=f"Offered machines: {', '.join(self.machines)}.")  # fmt: skip
 
     def _alternatives(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from composer.model.layer import Layer
 from composer.model.lock import LockedPackage
 from composer.model.manifest import Check, Manifest, fingerprint_of
 from composer.model.plan import BuiltFacts, LeftOut, PlannedLayer, Summary, WheelPlan
+from composer.model.variant import variant_properties
 from composer.proofs.content import Content
 from composer.steps.base import InterpreterFacts, compiler, interpreter_layer, own_layer
 from composer.steps.bundle import Bundle, open_bundle
@@ -121,8 +122,14 @@ def build_sources(outline: Outline) -> list[LockedPackage]:
 def fetch_all(outline: Outline, store: Store, settings: Settings, listener: Listener,
               more: Sequence[LockedPackage] = ()) -> Fetched:  # fmt: skip
     """All sources, and more, in the store. What is optional may be missing."""
+    return fetch_some([*sources(outline), *more], outline, store, settings, listener)
+
+
+def fetch_some(packages: Sequence[LockedPackage], outline: Outline, store: Store, settings: Settings,
+               listener: Listener) -> Fetched:  # fmt: skip
+    """Some of the sources. Raises as `fetch`."""
     return fetch(
-        [*sources(outline), *more], into=store.root, wheelhouse=settings.wheelhouses, indexes=outline.recipe.indexes,
+        packages, into=store.root, wheelhouse=settings.wheelhouses, indexes=outline.recipe.indexes,
         alternatives=debian_mirrors(outline.recipe, store), local=outline.local_files(),
         offline=settings.offline, progress=functools.partial(_tell_fetch, listener),
     )  # fmt: skip
@@ -145,18 +152,34 @@ def _tell_fetch(listener: Listener, event: FetchEvent) -> None:
                    note=note))  # fmt: skip
 
 
-def prepare(outline: Outline, store: Store, settings: Settings, options: Options, listener: Listener) -> Prepared:
-    """Fetch, survey and plan. Writes to the store only; the two layers that no wheel brings are made on the way."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """Everything that a plan is made from, at hand. outline: without what is `missing`, which is optional, by name."""
+
+    outline: Outline
+    fetched: Fetched
+    wheels: Mapping[str, WheelFile]
+    missing: Mapping[str, str]
+
+
+def gather(outline: Outline, store: Store, settings: Settings, listener: Listener) -> Gathered:
+    """Fetch, and build what comes from source. Raises as `fetch` and `build_all`."""
     fetched = fetch_all(outline, store, settings, listener)
     missing = {one.package: one.reason for one in fetched.missing}
     outline, fetched = _with_built(outline, fetched, listener)
-    packages = tuple(one for one in outline.packages if one.name not in missing)
-    outline = replace(outline, packages=packages)
+    outline = replace(outline, packages=tuple(one for one in outline.packages if one.name not in missing))
+    wheels = {one.name: _wheel_file(fetched, one) for one in outline.packages}
+    return Gathered(outline=outline, fetched=fetched, wheels=wheels, missing=missing)
+
+
+def prepare(outline: Outline, store: Store, settings: Settings, options: Options, listener: Listener) -> Prepared:
+    """Fetch, survey and plan. Writes to the store only; the two layers that no wheel brings are made on the way."""
+    gathered = gather(outline, store, settings, listener)
+    outline, fetched, wheels = gathered.outline, gathered.fetched, gathered.wheels
     interpreter = interpreter_layer(store, outline.interpreter, options)
-    wheels = {one.name: _wheel_file(fetched, one) for one in packages}
     surveys = survey_wheels(store, wheels, outline.target.python, jobs=settings.jobs, listener=listener)
     drafts = draft_wheels(outline, surveys, options, interpreter.bytecode)
-    wanted = {draft.name: _wanted(draft, surveys[draft.name], wheels[draft.name]) for draft in drafts}
+    wanted = {draft.name: wanted_objects(draft, surveys[draft.name], wheels[draft.name]) for draft in drafts}
     facts = read_objects(store, wanted, options.level, jobs=settings.jobs, listener=listener)
     ours = own_files(outline, fetched, store, options)
     ours += stub_files(outline, wheels, surveys, store)
@@ -168,19 +191,20 @@ def prepare(outline: Outline, store: Store, settings: Settings, options: Options
     }
     left_out = tuple(
         LeftOut(name=name, version=outline.lock.pins[name], reason=f"optional, and not to be had: {first_line(why)}")
-        for name, why in missing.items()
+        for name, why in gathered.missing.items()
     )  # fmt: skip
     keys = (interpreter.key, *keyed, own_key)
     return Prepared(
         outline=outline, options=options, fetched=fetched, interpreter=interpreter, plan=plan, wheels=keyed,
         keys=keys,
-        known={key: _known(store, key, told=key in keyed) for key in keys},
+        known={key: known_layer(store, key, told=key in keyed) for key in keys},
         sizes={key: sizes[wheel.name] for key, wheel in keyed.items()}, left_out=(*outline.left_out, *left_out),
         warnings=(*_private_warnings(options), *outline.warnings, *interpreter.warnings, *_plan_warnings(plan)),
     )  # fmt: skip
 
 
-def _wanted(draft: WheelPlan, survey: Survey, wheel: WheelFile) -> Wanted:
+def wanted_objects(draft: WheelPlan, survey: Survey, wheel: WheelFile) -> Wanted:
+    """The shared objects of a wheel that planning must read."""
     files = [file for file in kept_files(draft, survey) if file.is_elf and not file.cubin]
     slimmed = frozenset(file.path for file in files if draft.slim and draft.slim.covers(file.path))
     return Wanted(wheel=wheel, files=files, stays=draft.untouched is not None, slimmed=slimmed)
@@ -295,11 +319,13 @@ def _packed(prepared: Prepared, output: Path) -> Manifest | None:
 
 def _with_what_others_made(prepared: Prepared, store: Store) -> Prepared:
     """Another run may have made this very bundle while this one waited for the lock."""
-    known = {key: layer or _known(store, key, told=key in prepared.wheels) for key, layer in prepared.known.items()}
+    known = {
+        key: layer or known_layer(store, key, told=key in prepared.wheels) for key, layer in prepared.known.items()
+    }
     return replace(prepared, known=known)
 
 
-def _known(store: Store, key: str, *, told: bool) -> Layer | None:
+def known_layer(store: Store, key: str, *, told: bool) -> Layer | None:
     """A layer of the store; one of a wheel only with what its texts say, which is otherwise made again, with it."""
     layer = find_layer(store, key)
     if layer is None or not told or store.load(_CONTENT, key, Content) is not None:
@@ -332,7 +358,8 @@ def _ready_layers(
         jobs: dict[str, Future[Layer]] = {}
         if missing:
             python = stack.enter_context(compiler(store, prepared.outline.interpreter))
-            tools = Tools(python=python, patches=_patches(prepared, missing))
+            plans = [prepared.wheels[key] for key in missing]
+            tools = Tools(python=python, patches=read_patches(prepared.outline, plans))
             jobs = {key: pool.submit(_make, prepared, key, tools, store, stop, listener) for key in missing}
         for key in prepared.keys:
             layer = jobs[key].result() if key in jobs else prepared.known[key]
@@ -340,9 +367,10 @@ def _ready_layers(
             yield Ready(key=key, layer=layer, fresh=key in jobs)
 
 
-def _patches(prepared: Prepared, keys: Sequence[str]) -> dict[str, bytes]:
-    folder = prepared.outline.loaded.patches
-    names = {patch.name for key in keys for patch in prepared.wheels[key].patches}
+def read_patches(outline: Outline, plans: Sequence[WheelPlan]) -> dict[str, bytes]:
+    """The patches of these plans, by name."""
+    folder = outline.loaded.patches
+    names = {patch.name for plan in plans for patch in plan.patches}
     with host_errors(folder):
         return {name: (folder / name).read_bytes() for name in sorted(names)}
 
@@ -354,7 +382,6 @@ class _StoppedError(Exception):
 def _make(prepared: Prepared, key: str, tools: Tools, store: Store, stop: threading.Event,
           listener: Listener) -> Layer:  # fmt: skip
     plan = prepared.wheels[key]
-    path = prepared.fetched.paths[plan.artifact]
     done = 0
 
     def progress(count: int) -> None:
@@ -364,14 +391,23 @@ def _make(prepared: Prepared, key: str, tools: Tools, store: Store, stop: thread
         done += count
         listener(Event(step="layer", subject=plan.name, done=done, total=prepared.sizes[key]))
 
+    layer = compose_layer(store, key, plan, prepared.fetched.paths[plan.artifact], tools, progress)
+    listener(Event(step="layer", subject=plan.name, finished=True))
+    return layer
+
+
+def compose_layer(store: Store, key: str, plan: WheelPlan, path: Path, tools: Tools,
+                  progress: Callable[[int], None]) -> Layer:  # fmt: skip
+    """The layer of one wheel, which is at `path`: from the store, or made. Raises as `write_wheel`.
+
+    key: `wheel_key` of the plan. progress: is called with bytes of files.
+    """
     with store.scratch() as scratch:
 
         def fill(writer: LayerWriter) -> Layer:
             return write_wheel(writer, plan, path, tools, scratch, functools.partial(store.save, _CONTENT, key))
 
-        layer = stored_layer(store, key, fill, level=plan.level, mtime=plan.mtime, progress=progress)
-    listener(Event(step="layer", subject=plan.name, finished=True))
-    return layer
+        return stored_layer(store, key, fill, level=plan.level, mtime=plan.mtime, progress=progress)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -429,12 +465,16 @@ def _manifest(prepared: Prepared, layers: list[Layer]) -> Manifest:
         Check(module=module, needs_driver=component.needs_driver)
         for component in recipe.component if component.name in names for module in component.imports
     ]  # fmt: skip
+    target, floors = outline.target, prepared.plan.floors
+    # Where every object chooses its code when it runs, no CPU is asked for.
+    isa = outline.targets.isa[target.isa] if "CPU" in floors else None
     return Manifest(
         name=outline.name, fingerprint=fingerprint_of(layers), composer=composer.__version__,
         recipe=_recipe_facts(outline), lock=outline.lock.recipe, target=target_facts(outline),
+        properties=variant_properties([target.sm], target.cuda, isa),
         python=prepared.interpreter.version, interpreter=outline.interpreter.label, torch=_torch(prepared),
         built=built_facts(outline), slim=prepared.options.slim,
-        serve=recipe.serve, as_of=recipe.as_of.strftime("%Y-%m-%dT%H:%M:%SZ"), floors=prepared.plan.floors,
+        serve=recipe.serve, as_of=recipe.as_of.strftime("%Y-%m-%dT%H:%M:%SZ"), floors=floors,
         host_libraries=prepared.plan.host_libraries, coverage=coverage_rules(outline), checks=checks,
         dlopen=dlopen_rules(outline), runtime=[row for row in recipe.runtime if row.of in names],
         left_out=prepared.left_out, warnings=prepared.warnings, layers=layers,

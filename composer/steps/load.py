@@ -115,6 +115,12 @@ def load_targets() -> Targets:
     return parse_targets(_parse(_read(path), path), path.name)
 
 
+def load_recipes() -> dict[str, LoadedRecipe]:
+    """All shipped recipes by the name that a command line has for them."""
+    names = sorted(path.stem for path in (data_root() / "recipes").glob("*.toml") if not _is_data(path))
+    return {name: load_recipe(name) for name in names}
+
+
 def _is_data(path: Path) -> bool:
     return path.name in ("targets.toml", "measured.toml") or path.name.startswith("pylock.")
 

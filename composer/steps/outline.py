@@ -6,8 +6,9 @@ Target, interpreter, lock, the distributions that this target needs, and what Py
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from composer.errors import HostError, RecipeError
@@ -18,26 +19,35 @@ from composer.model.manifest import HOST
 from composer.model.overlay import HOST_PYTHON, PRIVATE
 from composer.model.plan import LeftOut
 from composer.model.recipe import Archive, Recipe, RequiresEdit
-from composer.model.target import Target, Targets, parse_isa, parse_sm
+from composer.model.target import Target, Targets
+from composer.model.variant import Asked, Variant, choose
+from composer.model.verdict import faults_of, recipe_for
 from composer.steps.fetch import artifact_path, is_reachable
-from composer.steps.load import LoadedRecipe, LocalFile, load_recipe, load_targets
+from composer.steps.load import LoadedRecipe, LocalFile, load_recipe, load_recipes, load_targets
 from composer.steps.locks import LockOptions, ensure_lock
 from composer.steps.sourcing import DEFAULT_BUDGET, TORCH, Sourcing, Wishes, about_torch, decide
 from composer.store import Store
+
+#: Composed where neither a recipe nor a variant is asked for.
+DEFAULT_RECIPE = "sglang"
+_MINOR = re.compile(r"\d\.\d+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What the user asked for, as spelled on the command line.
 
+    recipe: None is that of the variant, or else DEFAULT_RECIPE. sm, gpus, isa, variant: as of `Asked`.
     python: a minor version, the path of an interpreter, `host` or `host:MINOR`, or None for the recipe's preference.
     torch, no_binary, budget, jobs: as of `Wishes`. private: the bundle will hold what must not be passed on, so its
     name says so. overlays: names or paths.
     """
 
-    recipe: str
-    sm: str
-    isa: str
+    recipe: str | None = None
+    sm: str | None = None
+    gpus: Sequence[str] = ()
+    isa: str | None = None
+    variant: str | None = None
     python: str | None = None
     torch: str = "auto"
     no_binary: Sequence[str] = ()
@@ -47,6 +57,18 @@ class Request:
     wheelhouses: Sequence[Path] = ()
     private: bool = False
     overlays: Sequence[str] = ()
+
+    @property
+    def asked(self) -> Asked:
+        """The target."""
+        minor = self.python if self.python and _MINOR.fullmatch(self.python) else None
+        return Asked(sm=self.sm, gpus=self.gpus, isa=self.isa, python=minor, variant=self.variant)
+
+    def python_for(self, variant: Variant | None) -> str | None:
+        """Of a name of a variant, where no interpreter is asked for."""
+        if variant is None or self.python not in (None, HOST):
+            return self.python
+        return f"{HOST}:{variant.python}" if self.python else variant.python
 
     @property
     def wishes(self) -> Wishes:
@@ -113,16 +135,21 @@ class Outline:
 
 def outline(request: Request, store: Store) -> Outline:
     """Decide. RecipeError, LockError or HostError when the request cannot be met."""
-    loaded = load_recipe(request.recipe, request.overlays)
     targets = load_targets()
-    sm, isa = parse_sm(request.sm, targets), parse_isa(request.isa, targets)
+    choice = choose(request.asked, targets)
+    request = replace(request, python=request.python_for(choice.variant))
+    loaded = _loaded(request, choice.variant, targets)
+    sm, isa = _only(choice.sms), choice.isa
     machine = targets.isa[isa].machine
     # The SM and ISA are checked before an interpreter is looked for: a refused target must not cost a search.
     draft = Target(sm=sm, isa=isa, cuda=loaded.recipe.cuda, python=loaded.recipe.pythons[0], machine=machine)
-    loaded.recipe.check_target(draft)
+    RecipeError.collect(list(faults_of(loaded.recipe, draft, targets)))
     interpreter, notes = choose_interpreter(request, loaded.recipe, machine, store)
     target = Target(sm=sm, isa=isa, cuda=loaded.recipe.cuda, python=interpreter.minor, machine=machine)
     loaded.recipe.check_target(target)
+    if choice.variant and choice.variant.python != target.python:
+        raise RecipeError(f"the variant is for Python {choice.variant.python}, and the interpreter is {target.python}",
+                          where="--python", fix="Leave it out.")  # fmt: skip
     lock = ensure_lock(loaded, target.python, machine, request.lock)
     sourcing = decide(loaded, target, targets.isa[isa].flags, lock, request.wishes, store)
     packages, left_out = _select(loaded.recipe, lock, sm, sourcing)
@@ -132,6 +159,23 @@ def outline(request: Request, store: Store) -> Outline:
         warnings=(*notes, *declined), torch=about_torch(sourcing, lock), sourcing=sourcing, private=request.private,
         targets=targets,
     )  # fmt: skip
+
+
+def _loaded(request: Request, variant: Variant | None, targets: Targets) -> LoadedRecipe:
+    """The recipe that is asked for, or that of the variant, which must compose it."""
+    if variant is None:
+        return load_recipe(request.recipe or DEFAULT_RECIPE, request.overlays)
+    offered = {request.recipe: load_recipe(request.recipe)} if request.recipe else load_recipes()
+    spelling = recipe_for(variant, {name: one.recipe for name, one in offered.items()}, targets)
+    return load_recipe(spelling, request.overlays)
+
+
+def _only(sms: Sequence[int]) -> int:
+    if len(sms) != 1:
+        raise RecipeError("a bundle is for one GPU architecture", where="--sm",
+                          why=f"asked for SM {', '.join(map(str, sms))}" if sms else "asked for all",
+                          fix="Compose one bundle for each.")  # fmt: skip
+    return sms[0]
 
 
 def _select(recipe: Recipe, lock: Lock, sm: int,

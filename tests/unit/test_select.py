@@ -20,7 +20,7 @@ from composer.cli.select import select
 from composer.errors import ComposerError, FetchError, HostError, RecipeError, VerifyError
 from composer.host.detect import Host, parse_host
 from composer.host.index import parse_index, read_bundle, write_index
-from composer.host.override import Stated, known_sm, overridden
+from composer.host.override import Stated, overridden
 from composer.host.remote import find_bundles
 from composer.model.manifest import Floor, Manifest
 from composer.steps.load import load_targets
@@ -359,15 +359,6 @@ def test_a_stated_cpu_runs_what_is_poorer(stated: str, fits: list[str]) -> None:
     host, _ = overridden(parse_host(described(_H100), "a test"), Stated(isa=stated), {}, targets)
     assert list(host.cpu.isa) == fits
     assert host.machine == targets.isa[stated].machine
-
-
-@pytest.mark.parametrize(
-    ("name", "sm"),
-    [("H100", 90), ("NVIDIA H200", 90), ("rtx-4090", 89), ("NVIDIA GeForce RTX 4090", 89), ("NVIDIA L40S", 89),
-     ("Tesla T4", 75), ("NVIDIA A100-SXM4-80GB", 80), ("NVIDIA A10", 86), ("B300", 103), ("GB200", 100)],
-)  # fmt: skip
-def test_gpus_by_name(name: str, sm: int) -> None:
-    assert known_sm(name, load_targets()) == sm
 
 
 # --- hosts ------------------------------------------------------------------------------------------------------------
