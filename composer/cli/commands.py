@@ -20,6 +20,7 @@ from composer.cli.explain import explain_library
 from composer.cli.gpu import gpu_code
 from composer.cli.isa import isa
 from composer.cli.k8s import k8s
+from composer.cli.model import model
 from composer.cli.profile import profile
 from composer.cli.progress import drawn
 from composer.cli.select import select
@@ -27,6 +28,7 @@ from composer.cli.service import service
 from composer.cli.slim import slim
 from composer.cli.targets import targets
 from composer.cli.toolchain import toolchain
+from composer.cli.unpack import prune, rollback, unpack
 from composer.cli.wheel import wheel
 from composer.errors import VerifyError
 from composer.steps.build import at_hand, build_sources, fetch_all, prepare, sources, summarise
@@ -37,7 +39,6 @@ from composer.steps.load import load_recipe
 from composer.steps.locks import LockOptions, renew_lock
 from composer.steps.outline import Outline, outline
 from composer.steps.source_lock import renew_build_locks
-from composer.steps.unpack import unpack as run_unpack
 from composer.steps.verify import verify as run_verify
 from composer.store import Store
 
@@ -159,29 +160,20 @@ def inspect(*, bundle: Path, as_json: bool, debug: bool) -> None:  # noqa: ARG00
         render.manifest(opened.manifest, bundle)
 
 
-@compose.command()
-@click.argument("bundle", type=options.PATH)
-@click.argument("prefix", type=options.PATH)
-@click.option("--jobs", "-j", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)))
-@click.option("--any-host", is_flag=True, help="Though this host is older than the bundle needs, or has another GPU.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
-def unpack(*, bundle: Path, prefix: Path, jobs: int, any_host: bool, debug: bool) -> None:  # noqa: ARG001
-    """Unpack a bundle in parallel, checking every file. `tar --zstd -xf` does it too, without the checks."""
-    with drawn() as listener:
-        run_unpack(open_bundle(bundle), prefix.absolute(), jobs=jobs, listener=listener, any_host=any_host)
-    click.echo(f"unpacked into {prefix}")
-
-
 compose.add_command(check)
 compose.add_command(detect)
 compose.add_command(estimate)
 compose.add_command(explain_library)
 compose.add_command(isa)
 compose.add_command(k8s)
+compose.add_command(model)
 compose.add_command(profile)
+compose.add_command(prune)
+compose.add_command(rollback)
 compose.add_command(select)
 compose.add_command(service)
 compose.add_command(slim)
 compose.add_command(targets)
 compose.add_command(toolchain)
+compose.add_command(unpack)
 compose.add_command(wheel)

@@ -15,7 +15,7 @@ from composer.events import Event, Listener
 
 _TITLES = {"fetch": "fetching", "survey": "looking through wheels", "layer": "composing", "pack": "packing",
            "unpack": "unpacking", "verify": "verifying", "objects": "reading shared objects",
-           "import": "importing modules", "slim": "slimming", "source": "building from source",
+           "import": "importing modules", "slim": "slimming", "model": "packing the model", "source": "building from source",
            "toolchain": "making the toolkit"}  # fmt: skip
 
 

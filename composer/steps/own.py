@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from composer._fs import host_errors
 from composer._proc import run
-from composer.errors import HostError, RecipeError
+from composer.errors import HostError, LockError, RecipeError
 from composer.formats.wheel import read_wheel
 from composer.formats.zip import read
 from composer.launchers import ENVIRONMENT_PTH, activate_scripts, env_file, script_launcher, template
@@ -24,6 +25,7 @@ from composer.steps.fetch import Fetched, artifact_path
 from composer.steps.native import TRIPLES, NativeLibrary, build_library, libnuma, library_key, own_library, tar_member
 from composer.steps.outline import Outline
 from composer.steps.plan import Options
+from composer.steps.resolve import fits
 from composer.steps.survey import mapped
 from composer.store import Store
 
@@ -33,7 +35,7 @@ _CPUS = {"x86_64": "x86", "aarch64": "aarch64"}
 
 
 #: Programs of every bundle, and their modules.
-_PROGRAMS = {"compose-detect": "detect", "compose-service": "service"}
+_PROGRAMS = {"compose-detect": "detect", "compose-model": "model", "compose-service": "service"}
 #: Releases that are compiled, by the folder below composer/native that goes with them.
 _RELEASES: Mapping[str, Callable[[bytes], NativeLibrary]] = {"numactl": libnuma}
 
@@ -71,6 +73,21 @@ def own_files(outline: Outline, fetched: Fetched, store: Store, options: Options
             files.append(OwnFile(path=one.path, data=path.read_bytes(), mode=0o755))
         files.extend(one.notices)
     return files
+
+
+def tools_here(outline: Outline) -> list[LockedPackage]:
+    """What composing takes of the lock, each with the wheel for this machine. LockError where the lock has none."""
+    named = [one for one in outline.lock.packages if outline.recipe.component_of(one.name).tool]
+    return [replace(one, artifacts=(_for_this_machine(one, outline),)) for one in named]
+
+
+def _for_this_machine(package: LockedPackage, outline: Outline) -> Artifact:
+    target = replace(outline.target, machine=platform.machine())
+    for artifact in package.artifacts:
+        if fits(artifact.filename, target.python, target.platforms):
+            return artifact
+    raise LockError(f"locked with no wheel for {target.machine}, where this bundle is composed", where=package.name,
+                    fix=f"Run `compose lock {outline.loaded.spelling} --python {target.python}`.")  # fmt: skip
 
 
 def releases(recipe: Recipe) -> list[LockedPackage]:
@@ -171,7 +188,7 @@ def _compiled(outline: Outline, libraries: Sequence[NativeLibrary], fetched: Fet
 
 
 def _compiler(outline: Outline) -> LockedPackage:
-    for package in outline.lock.packages:
+    for package in tools_here(outline):
         if package.name == _COMPILER:
             return package
     raise RecipeError(f"native modules need {_COMPILER!r}", where="native",
