@@ -14,10 +14,15 @@ request = urllib.request.Request("http://127.0.0.1:30123/v1/completions", body, 
 print("answer:", json.load(urllib.request.urlopen(request, timeout=60))["choices"][0]["text"].encode())
 '
 }
+stopped() {
+    code=0
+    service status || code=$?
+    [ $code = 3 ]
+}
 
 service install --set SGLANG_MODEL="$model" --set SGLANG_HOST=127.0.0.1 --set SGLANG_PORT=30123
 trap 'service stop || true; service uninstall || true' EXIT
-[ "$(service status > /dev/null; echo $?)" = 3 ] || { echo "not stopped before its start"; exit 1; }
+stopped
 service start
 service wait
 service status
@@ -27,5 +32,5 @@ service wait
 ask
 service logs | tail -n 3
 service stop
-[ "$(service status > /dev/null; echo $?)" = 3 ] || { echo "not stopped"; exit 1; }
+stopped
 echo ok
