@@ -14,7 +14,9 @@ import msgspec
 import composer
 from composer.cli import options, render
 from composer.cli.check import check
+from composer.cli.delta import apply, delta
 from composer.cli.detect import detect
+from composer.cli.diff import diff
 from composer.cli.estimate import estimate
 from composer.cli.explain import explain_library
 from composer.cli.gpu import gpu_code
@@ -23,6 +25,8 @@ from composer.cli.k8s import k8s
 from composer.cli.model import model
 from composer.cli.profile import profile
 from composer.cli.progress import drawn
+from composer.cli.push import pull, push
+from composer.cli.remote import REMOTE, remote, store_with, told
 from composer.cli.select import select
 from composer.cli.service import service
 from composer.cli.slim import slim
@@ -50,6 +54,9 @@ def compose() -> None:
 
 
 compose.add_command(gpu_code)
+compose.add_command(pull)
+compose.add_command(push)
+compose.add_command(remote)
 
 
 def _bundle_path(decided: Outline, folder: Path) -> Path:
@@ -57,7 +64,7 @@ def _bundle_path(decided: Outline, folder: Path) -> Path:
 
 
 @compose.command()
-@options.with_options(options.TARGET, options.SHAPE, options.WORK)
+@options.with_options(options.TARGET, options.SHAPE, options.WORK, REMOTE)
 @click.option(
     "--imports/--no-imports",
     default=True,
@@ -66,11 +73,14 @@ def _bundle_path(decided: Outline, folder: Path) -> Path:
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan, and then the result, as JSON.")
-def build(*, dry_run: bool, as_json: bool, **kwargs: Any) -> None:  # noqa: ANN401
+def build(*, dry_run: bool, as_json: bool, remote_url: str | None = None, remote_key: Path | None = None,
+          **kwargs: Any) -> None:  # noqa: ANN401  # fmt: skip
     """Build a bundle: NAME.tar.zst and NAME.tar.zst.sha256."""
     started = time.monotonic()
-    store, settings, shape = Store(), options.settings(kwargs), options.shape(kwargs)
+    settings, shape = options.settings(kwargs), options.shape(kwargs)
     with drawn(quiet=as_json) as listener:
+        # A plan downloads nothing.
+        store = Store() if dry_run else store_with(remote_url, remote_key, listener)
         decided = outline(options.request(kwargs), store)
         output = _bundle_path(decided, kwargs["output"])
         if dry_run and not at_hand(decided, store, settings):
@@ -81,7 +91,11 @@ def build(*, dry_run: bool, as_json: bool, **kwargs: Any) -> None:  # noqa: ANN4
         if dry_run:
             return
         built = run_build(prepared, store, settings, output, listener)
-    render.built(built, time.monotonic() - started, prepared.plan.findings, as_json=as_json)
+        seconds = time.monotonic() - started
+        traffic = store.finish()
+    if not as_json:
+        told(traffic)
+    render.built(built, seconds, prepared.plan.findings, as_json=as_json)
 
 
 @compose.command()
@@ -160,8 +174,11 @@ def inspect(*, bundle: Path, as_json: bool, debug: bool) -> None:  # noqa: ARG00
         render.manifest(opened.manifest, bundle)
 
 
+compose.add_command(apply)
 compose.add_command(check)
+compose.add_command(delta)
 compose.add_command(detect)
+compose.add_command(diff)
 compose.add_command(estimate)
 compose.add_command(explain_library)
 compose.add_command(isa)

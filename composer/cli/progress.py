@@ -13,10 +13,13 @@ from rich.text import Text
 
 from composer.events import Event, Listener
 
-_TITLES = {"fetch": "fetching", "survey": "looking through wheels", "layer": "composing", "pack": "packing",
-           "unpack": "unpacking", "verify": "verifying", "objects": "reading shared objects",
-           "import": "importing modules", "slim": "slimming", "model": "packing the model", "source": "building from source",
-           "toolchain": "making the toolkit"}  # fmt: skip
+_TITLES = {
+    "apply": "applying", "delta": "comparing", "fetch": "fetching", "import": "importing modules", "layer": "composing",
+    "model": "packing the model", "objects": "reading shared objects", "pack": "packing", "pull": "pulling",
+    "push": "pushing", "remote": "sharing", "slim": "slimming",
+    "source": "building from source", "store": "writing", "survey": "looking through wheels",
+    "toolchain": "making the toolkit", "unpack": "unpacking", "verify": "verifying",
+}  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -8,8 +8,10 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from composer._fs import host_errors
-from composer.errors import FetchError, HostError, RecipeError, VerifyError
+from composer.errors import FetchError, RecipeError, VerifyError
 from composer.host.index import (
     INDEX_NAME,
     MAX_BYTES,
@@ -41,15 +43,17 @@ class Offer:
 
     def location(self, bundle: BundleFacts) -> str:
         """The path or URL of a bundle."""
+        if bundle.file.startswith("oci://"):
+            return bundle.file
         if "://" in self.base:
             return urllib.parse.urljoin(self.base, urllib.parse.quote(bundle.file))
         return str(Path(self.base) / bundle.file)
 
 
 def find_bundles(place: str) -> Offer:
-    """The bundles at `place`: a folder, an index (a path, file://, http:// or https://), or a bundle.
+    """The bundles at `place`: a folder, an index (a path, file://, http:// or https://), a bundle, or oci://.
 
-    A URL that ends in `/` stands for the index.json there.
+    A URL that ends in `/` stands for the index.json there, an oci:// without a tag for all of the repository.
 
     RecipeError for another kind of place, FetchError for a server that does not answer with it, VerifyError for an
     index that is none.
@@ -63,10 +67,25 @@ def find_bundles(place: str) -> Offer:
         data, url = _get(place + INDEX_NAME if place.endswith("/") else place)
         return Offer(base=shown(url), bundles=parse_index(data, shown(url)).bundles)
     if scheme == "oci":
-        raise HostError("registries cannot be read by this installation", where=place,
-                        fix="Pull the bundles into a folder (oras pull) and select from that.")  # fmt: skip
+        return _registry(place)
     raise RecipeError(f"not a place of bundles: {scheme}://", where=place,
                       fix="Give a folder, an index (path, file://, http:// or https://) or a bundle.")  # fmt: skip
+
+
+def _registry(place: str) -> Offer:
+    """The bundles in a registry; each is named by its address, which `compose pull` takes."""
+    from composer.steps.oci import published  # takes an extra
+
+    bundles: list[BundleFacts] = []
+    damaged: list[Damaged] = []
+    for one in published(place):
+        try:
+            (facts,) = parse_index(one.index.encode(), one.reference).bundles
+        except (VerifyError, ValueError) as fault:
+            damaged.append(Damaged(file=one.reference, why=str(fault)))
+        else:
+            bundles.append(msgspec.structs.replace(facts, file=one.reference))
+    return Offer(base="", bundles=tuple(bundles), damaged=tuple(damaged))
 
 
 def _local(path: Path) -> Offer:

@@ -138,11 +138,11 @@ def _runtime(prefix: str, manifest: Mapping[str, Any], environ: Mapping[str, str
     sm = int(target["sm"]) if str(target.get("sm", "")).isdigit() else None
     stack = {layer["name"] for layer in manifest.get("layers") or ()}
     for row in manifest.get("runtime") or ():
-        meant = (not row.get("sm") or sm in row["sm"]) and sm not in (row.get("sm_not") or ())
+        meant = (not row.get("sm") or sm in row["sm"]) and sm not in (row.get("sm-not") or ())
         if row["of"] in stack and meant and not _made_ahead(manifest, row.get("unless") or ()):
             needs = [name for name in row["needs"] if name != "network"]
             lacking = [name for name in needs if not _is_there(name, site, prefix, environ)]
-            yield {"what": row["what"], "lacking": lacking, "asked_by": row.get("asked_by"),
+            yield {"what": row["what"], "lacking": lacking, "asked_by": row.get("asked-by"),
                    "instead": row.get("instead")}  # fmt: skip
 
 

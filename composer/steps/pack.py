@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from composer._direct import CHUNK, DirectWriter, read_directly
+from composer._direct import CHUNK, read_directly
 from composer._fs import atomic_file, host_errors, write_atomic
 from composer.errors import IntegrityError, VerifyError
 from composer.events import Event, Listener
@@ -24,6 +23,7 @@ from composer.formats.seekable import Frame, render_seek_table
 from composer.model.layer import Layer
 from composer.model.manifest import FINGERPRINT_PATH, MANIFEST_PATH, Manifest
 from composer.proofs.floors import FLOORS_PATH, render_floors
+from composer.steps.appender import Appender
 from composer.steps.bundle import Bundle, open_bundle
 from composer.steps.layer import SUFFIX, compressor
 from composer.steps.survey import mapped
@@ -124,21 +124,17 @@ def _cached(path: Path, start: int, size: int) -> Iterator[memoryview]:
 
 
 class _Copier:
-    """Copies files into one; other threads read ahead and hash the whole and the part."""
+    """Copies files into one, and hashes the whole and each part."""
 
     def __init__(self, out: IO[bytes], progress: Callable[[int], None]) -> None:
-        self._out = DirectWriter(out.fileno())
-        self._progress = progress
-        self._done = 0
+        self._appender = Appender(out, progress)
         self._whole = hashlib.sha256()
-        self._pool = ThreadPoolExecutor(3)
 
     def __enter__(self) -> _Copier:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-        self._out.close()
+        self._appender.__exit__()
 
     def copy(self, path: Path, start: int, size: int, digest: str | None) -> None:
         """Append bytes of a file; IntegrityError, and the file is gone, when `digest` is given and not their sha256.
@@ -146,38 +142,20 @@ class _Copier:
         Without a digest they were just written, so they are taken from the page cache.
         """
         part = hashlib.sha256()
-        hashes = (self._whole, part) if digest else (self._whole,)
-        pieces = read_directly(path, start, size) if digest else _cached(path, start, size)
-        for chunk in self._ahead(pieces):
-            pending = [self._pool.submit(one.update, chunk) for one in hashes]
-            try:
-                self._append(chunk)
-            finally:
-                # Also on ^C and a full disk: the threads read the chunk, which is not theirs.
-                wait(pending)
-        if digest and part.hexdigest() != digest:
+        if not digest:
+            self._appender.append(_cached(path, start, size), [self._whole])
+            return
+        self._appender.append(read_directly(path, start, size), [self._whole, part])
+        if part.hexdigest() != digest:
             path.unlink(missing_ok=True)
             raise IntegrityError("cached bytes are damaged", where=str(path), why=f"their sha256 is not {digest}",
                                  fix="They were deleted from the store: run the same command again.")  # fmt: skip
 
-    def _ahead(self, pieces: Iterator[memoryview]) -> Iterator[memoryview]:
-        """The pieces; while one is worked on, the next is read."""
-        following = self._pool.submit(next, pieces, None)
-        while (piece := following.result()) is not None:
-            following = self._pool.submit(next, pieces, None)
-            yield piece
-
     def write(self, data: bytes) -> None:
         """Append bytes at hand."""
-        self._whole.update(data)
-        self._append(data)
+        self._appender.append(iter([memoryview(data)]), [self._whole])
 
     def finish(self) -> str:
         """Write the last bytes; returns the sha256 of all."""
-        self._out.finish()
+        self._appender.finish()
         return self._whole.hexdigest()
-
-    def _append(self, data: bytes | memoryview) -> None:
-        self._out.write(data)
-        self._done += len(data)
-        self._progress(self._done)

@@ -24,6 +24,7 @@ import pytest
 from composer.formats.seekable import Frame
 from composer.model.layer import Entry, Layer, Part
 from composer.model.manifest import Floor, Manifest, fingerprint_of
+from composer.model.runtime import RuntimeWork
 from composer.proofs.floors import render_floors
 from composer.runtime import doctor, doctor_driver, doctor_facts, doctor_report, doctor_tree, doctor_trials, self_test
 from composer.runtime.finding import error, note, warning
@@ -826,3 +827,15 @@ def test_results_are_compared():
     for wrong in (Tensor([1, 2.1]), Tensor([1, float("nan")]), Tensor([1, 2], shape=(1, 2))):
         with pytest.raises(ArithmeticError):
             self_test._close(wrong, Tensor([1, 2]), "bfloat16")
+
+
+def test_runtime_rows_are_read_as_the_build_writes_them(tmp_path: Path) -> None:
+    """The manifest spells the fields of a recipe's tables with hyphens."""
+    rows = [
+        RuntimeWork(what=name, of="stack", reason="x", needs=("no-such-compiler",), **more)
+        for name, more in {"asked": {"asked_by": "one model"}, "not here": {"sm_not": (90,)}, "plain": {}}.items()
+    ]  # fmt: skip
+    runtime = json.loads(msgspec.json.encode(rows))
+    manifest = {"target": {"sm": "90", "python": "3.12"}, "layers": [{"name": "stack"}], "runtime": runtime}
+    found = {row["what"]: row["asked_by"] for row in doctor_facts._runtime(str(tmp_path), manifest, {"PATH": ""})}
+    assert found == {"asked": "one model", "plain": None}
