@@ -22,6 +22,7 @@ from composer.cli.explain import explain_library
 from composer.cli.gpu import gpu_code
 from composer.cli.isa import isa
 from composer.cli.k8s import k8s
+from composer.cli.matrix import matrix
 from composer.cli.model import model
 from composer.cli.profile import profile
 from composer.cli.progress import drawn
@@ -183,6 +184,7 @@ compose.add_command(estimate)
 compose.add_command(explain_library)
 compose.add_command(isa)
 compose.add_command(k8s)
+compose.add_command(matrix)
 compose.add_command(model)
 compose.add_command(profile)
 compose.add_command(prune)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from composer.steps.fetch import Fetched, FetchEvent, artifact_path, fetch
 from composer.steps.imported import SKIPPED, check_packed
 from composer.steps.layer import LayerWriter, find_layer, stored_layer
 from composer.steps.outline import Outline
-from composer.steps.own import debian_mirrors, own_files, releases
+from composer.steps.own import debian_mirrors, own_files, releases, tools_here
 from composer.steps.pack import Ready, is_packed, pack, read_checksum
 from composer.steps.plan import (
     Options,
@@ -54,6 +54,7 @@ from composer.store import Store, key_of
 _CONTENT = "content-1"
 #: Of the check that modules import.
 _IMPORTS_VERSION = 1
+_LOOKUPS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +105,8 @@ class Built:
 
 def sources(outline: Outline) -> list[LockedPackage]:
     """Everything that a build reads: distributions, tools, source releases, the interpreter's archive."""
-    tools = [one for one in outline.lock.packages if outline.recipe.component_of(one.name).tool]
     archive = outline.interpreter.archive
-    return [*outline.packages, *tools, *releases(outline.recipe), *([archive] if archive else [])]
+    return [*outline.packages, *tools_here(outline), *releases(outline.recipe), *([archive] if archive else [])]
 
 
 def build_sources(outline: Outline) -> list[LockedPackage]:
@@ -197,7 +197,7 @@ def prepare(outline: Outline, store: Store, settings: Settings, options: Options
     return Prepared(
         outline=outline, options=options, fetched=fetched, interpreter=interpreter, plan=plan, wheels=keyed,
         keys=keys,
-        known={key: known_layer(store, key, told=key in keyed) for key in keys},
+        known=_all_known(store, keys, keyed),
         sizes={key: sizes[wheel.name] for key, wheel in keyed.items()}, left_out=(*outline.left_out, *left_out),
         warnings=(*_private_warnings(options), *outline.warnings, *interpreter.warnings, *_plan_warnings(plan)),
     )  # fmt: skip
@@ -319,10 +319,8 @@ def _packed(prepared: Prepared, output: Path) -> Manifest | None:
 
 def _with_what_others_made(prepared: Prepared, store: Store) -> Prepared:
     """Another run may have made this very bundle while this one waited for the lock."""
-    known = {
-        key: layer or known_layer(store, key, told=key in prepared.wheels) for key, layer in prepared.known.items()
-    }
-    return replace(prepared, known=known)
+    missing = [key for key, layer in prepared.known.items() if layer is None]
+    return replace(prepared, known={**prepared.known, **_all_known(store, missing, prepared.wheels)})
 
 
 def known_layer(store: Store, key: str, *, told: bool) -> Layer | None:
@@ -330,8 +328,15 @@ def known_layer(store: Store, key: str, *, told: bool) -> Layer | None:
     layer = find_layer(store, key)
     if layer is None or not told or store.load(_CONTENT, key, Content) is not None:
         return layer
-    store.path("layer", key, ".json").unlink(missing_ok=True)
+    store.forget("layer", key)
     return None
+
+
+def _all_known(store: Store, keys: Sequence[str], told: Collection[str]) -> dict[str, Layer | None]:
+    """What the store has of each layer. Several at a time, as a remote may be asked for them."""
+    with ThreadPoolExecutor(_LOOKUPS) as pool:
+        found = pool.map(lambda key: known_layer(store, key, told=key in told), keys)
+        return dict(zip(keys, found, strict=True))
 
 
 def _check_output(output: Path) -> None:

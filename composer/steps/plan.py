@@ -33,6 +33,7 @@ from composer.model.recipe import Component, Prune, RequiresEdit, Slim
 from composer.proofs.abi import check_loading
 from composer.proofs.closure import LOADED_AT_START, dlopened, host_libraries, program_of
 from composer.proofs.coverage import check_coverage, needed_libraries
+from composer.proofs.files import check_machine
 from composer.proofs.floors import cpu_floor, host_floors, sm_floor
 from composer.steps.edit import is_bytecode
 from composer.steps.outline import Outline
@@ -243,8 +244,9 @@ def _slim(outline: Outline, component: Component, survey: Survey, options: Optio
         if component.name not in outline.sourcing.own:  # the text in its source is pinned with the source
             _check_licence(component.name, rule, survey)
             _refuse_unmatched(rule.files, survey, f"component {component.name}: slim")
-        return SlimEdit(files=rule.files, sms=sms, licence=rule.licence, gpu=rule.gpu, debug=rule.debug,
-                        keep_ptx=rule.keep_ptx or options.keep_ptx)  # fmt: skip
+        # Without GPU code to cut the result is the same for every target, and so is its key.
+        return SlimEdit(files=rule.files, sms=sms if rule.gpu else (), licence=rule.licence, gpu=rule.gpu,
+                        debug=rule.debug, keep_ptx=rule.gpu and (rule.keep_ptx or options.keep_ptx))  # fmt: skip
     why_not = outline.recipe.untouched_reason(component.name)
     if why_not and options.slim == "all":
         return SlimEdit(files=("**",), sms=sms, licence=f"modified against its licence: {why_not}", gpu=True,
@@ -379,6 +381,7 @@ def _loading(outline: Outline, tree: Tree, facts: Mapping[str, ObjectFacts],
     linkage = {file.path: file.linkage for file in base if file.linkage}
     linkage |= {path: one.linkage for path, one in facts.items()}
     opened = dlopened(dlopen_rules(outline), tree.objects)
+    yield from check_machine(tree.objects, outline.target.machine)
     yield from check_loading(tree, linkage, outline.target.python, opened)
 
 

@@ -123,13 +123,18 @@ def _map(handle: int, path: Path) -> mmap.mmap:
         raise IntegrityError("empty file", where=str(path), fix="Delete it and fetch again.") from fault
 
 
+def survey_key(sha256: str, python: str) -> str:
+    """The store's key of the survey of a wheel, for one minor version of Python."""
+    return key_of("survey", _VERSION, artifact=sha256, python=python)
+
+
 def survey_wheels(store: Store, wheels: Mapping[str, WheelFile], python: str, *, jobs: int,
                   listener: Listener) -> dict[str, Survey]:  # fmt: skip
     """The survey of each wheel, by name. WheelError for one that is unsound."""
 
     def one(name: str) -> Survey:
         wheel = wheels[name]
-        key = key_of("survey", _VERSION, artifact=wheel.sha256, python=python)
+        key = survey_key(wheel.sha256, python)
         known = store.load("survey", key, Survey)
         if known is None:
             with mapped_wheel(wheel.path, wheel.sha256) as view:
@@ -227,7 +232,7 @@ def read_objects(store: Store, wanted: Mapping[str, Wanted], level: int, *, jobs
     """
     found: dict[str, ObjectFacts] = {}
     todo: list[tuple[str, SurveyedFile]] = []
-    keys = {name: _objects_key(one) for name, one in wanted.items()}
+    keys = {name: objects_key(one) for name, one in wanted.items()}
     for name, one in wanted.items():
         known = store.load("objects", keys[name], dict[str, ObjectFacts])
         if known is not None:
@@ -262,7 +267,8 @@ def read_objects(store: Store, wanted: Mapping[str, Wanted], level: int, *, jobs
     return found | fresh
 
 
-def _objects_key(wanted: Wanted) -> str:
+def objects_key(wanted: Wanted) -> str:
+    """The store's key of the facts of a wheel's objects."""
     paths = sorted(file.path for file in wanted.files)
     return key_of("objects", _OBJECTS_VERSION, artifact=wanted.wheel.sha256, paths=paths)
 

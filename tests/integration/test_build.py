@@ -614,7 +614,7 @@ def test_another_manifest_of_the_same_layers_is_another_bundle(first: First, tmp
     other = first.stack.fresh(tmp_path / "other")
     other.build().ok()
     before, text = other.digest(), other.recipe.read_text()
-    other.recipe.write_text(text.replace('serve = "bin/app-hello"', 'serve = "bin/python -m app.core"'))
+    other.recipe.write_text(text.replace("{prefix}/bin/app-hello", "{prefix}/bin/python -m app.core"))
     try:
         assert "built in" in other.build("--frozen").ok().out
     finally:

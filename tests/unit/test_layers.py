@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "composer"
 #: Rooms from the top down: a module imports from its own room or from those after it.
 ROOMS = (
-    "cli", "deploy", "host", "farm", "steps", "interpreter", "proofs", "launchers", "_pip", "store", "remote",
+    "cli", "deploy", "host", "steps", "farm", "interpreter", "proofs", "launchers", "_pip", "store", "remote",
     "_proc", "_direct", "_fs", "formats", "model", "events", "errors", "__init__",
 )  # fmt: skip
 PURE = ("model", "formats")

@@ -76,12 +76,12 @@ def test_rows_that_cannot_be_meant(key, value):
 
 
 def test_the_rows_of_this_project():
-    """Each is sound, and what it makes lands in a folder that the bundle chooses (composer/runtime/environment.py)."""
+    """Each is sound, and what it makes lands in a folder that the bundle chooses (etc/env)."""
     data = tomllib.loads((ROOT / "recipes/components/runtime.toml").read_text())
     rows = [convert(row, RuntimeWork, "runtime.toml") for row in data["runtime"]]
     assert [fault for row in rows for fault in runtime_faults(row)] == []
-    environment = (ROOT / "composer/runtime/environment.py").read_text()
-    assert [row.what for row in rows if row.cache is None or f'"{row.cache}"' not in environment] == []
+    environment = (ROOT / "composer/runtime/launch/env").read_text()
+    assert [row.what for row in rows if row.cache is None or f"\n{row.cache}?=" not in environment] == []
 
 
 def test_another_way_to_serve_makes_it_a_warning() -> None:
