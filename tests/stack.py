@@ -198,7 +198,7 @@ class Stack:
         return replace(self, **{"store": folder / "store", "output": folder / "out", **changes})
 
     def words(self, *more: str, command: str = "build", output: bool = True) -> list[str]:
-        """The command line of a command that takes a target. Builds import nothing, which takes seconds, unless told."""
+        """The command line of a command that takes a target. A build imports nothing unless told."""
         place = ["-o", str(self.output)] if output else []
         quick = ["--no-imports"] if command == "build" and "--imports" not in more else []
         return [*COMPOSE, command, "--recipe", str(self.recipe), *TARGET, *place, *quick, *more]

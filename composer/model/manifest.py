@@ -45,8 +45,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     built: what was built from source, whose inputs are in its `.dist-info`.
     coverage: the rules by which libraries must hold GPU code for the target. dlopen: what objects open by name.
     runtime: what is made at first use on the host.
-    as_of: when the indexes were as the lock is (UTC). host_libraries: what is taken from the host beside glibc, by name:
-    of its `driver`, or as a `plugin` that it may lack.
+    as_of: when the indexes were as the lock is (UTC). host_libraries: what is taken from the host beside glibc, by
+    name: of its `driver`, or as a `plugin` that it may lack.
     slim: which objects were made smaller (`free`, `all`, `none`); after `all` the bundle must not be passed on.
     """
 
