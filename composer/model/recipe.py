@@ -148,10 +148,11 @@ class Untouched(Record, frozen=True, kw_only=True):
 
 
 class Refusal(Record, frozen=True, kw_only=True):
-    """A target that the stack cannot serve, and the measured reason."""
+    """Targets that the stack cannot serve, by their SM or their machine, and the measured reason."""
 
-    sm: tuple[int, ...]
     reason: str
+    sm: tuple[int, ...] = ()
+    machines: tuple[str, ...] = ()
 
 
 class Archive(Record, frozen=True, kw_only=True):
@@ -296,7 +297,8 @@ class Recipe(Record, frozen=True, kw_only=True):
             yield RecipeError(f"{stack} is not offered for Python {target.python}", where="--python",
                               fix=f"Offered: {', '.join(self.pythons)}.")  # fmt: skip
         if target.machine not in self.machines:
-            yield RecipeError(f"{stack} is not offered for {target.machine}", where="--isa",
+            reason = next((one.reason for one in self.refuse if target.machine in one.machines), None)
+            yield RecipeError(f"{stack} is not offered for {target.machine}", where="--isa", why=reason,
                               fix=f"Offered machines: {', '.join(self.machines)}.")  # fmt: skip
 
     def _alternatives(self) -> str:
@@ -338,8 +340,11 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield from _rule_faults(recipe)
     yield from _source_faults(recipe)
     for index, refusal in enumerate(recipe.refuse):
-        if both := set(refusal.sm) & set(recipe.sm):
-            yield f"refuse[{index}].sm", f"{sorted(both)} is also listed as served"
+        if bool(refusal.sm) == bool(refusal.machines):
+            yield f"refuse[{index}]", "must name either `sm` or `machines`"
+        for key, refused, served in (("sm", refusal.sm, recipe.sm), ("machines", refusal.machines, recipe.machines)):
+            if both := {*map(str, refused)} & {*map(str, served)}:
+                yield f"refuse[{index}].{key}", f"{', '.join(sorted(both))} is also listed as served"
 
 
 def _text_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:

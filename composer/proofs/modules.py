@@ -23,6 +23,8 @@ _DISTRIBUTIONS: Final[Mapping[str, str]] = {
     "quack": "quack-kernels", "skimage": "scikit-image", "sklearn": "scikit-learn", "tvm_ffi": "apache-tvm-ffi",
     "yaml": "pyyaml", "zmq": "pyzmq",
 }  # fmt: skip
+#: Modules that another one makes when it is imported: setuptools' hook has its own copy of what CPython 3.12 dropped.
+_HOOKED: Final[Mapping[str, str]] = {"distutils": "_distutils_hack"}
 _SHOWN = 4
 
 
@@ -141,7 +143,7 @@ def _is_missing(tree: PythonTree, step: _Step, left: Left, editors: Collection[s
         return False
     parent = step.module.rpartition(".")[0]
     if not parent:
-        return not _is_inside(tree, step, editors)
+        return not (step.module in _HOOKED and tree.has(_HOOKED[step.module])) and not _is_inside(tree, step, editors)
     return tree.is_package(parent) and _pruned_by(step.module, left) is not None
 
 
@@ -150,9 +152,9 @@ def _is_inside(tree: PythonTree, step: _Step, editors: Collection[str]) -> bool:
     package = step.by.module.partition(".")[0] if step.by else ""
     if package not in editors:
         return False
-    inside = f"/site-packages/{package}/"
-    ends = (f"/{step.module}.py", f"/{step.module}/__init__.py")
-    return any(path.endswith(ends) and inside in path for path in tree.paths)
+    inside, name = f"/site-packages/{package}/", f"/{step.module}"
+    # A namespace package has no file of its own.
+    return any(inside in path and (path.endswith(f"{name}.py") or f"{name}/" in path) for path in tree.paths)
 
 
 def _pruned_by(module: str, left: Left) -> str | None:

@@ -34,7 +34,7 @@ class LocalFile:
 class LoadedRecipe:
     """A recipe, the folder that its patches and locks are found from, and the digest of all files it was read from.
 
-    overlays: the names of those that are in it, sorted.
+    overlays: the names of those that are in it, sorted; relocked: of those among them that ask for other versions.
     """
 
     recipe: Recipe
@@ -42,6 +42,7 @@ class LoadedRecipe:
     patches: Path
     digest: str
     overlays: tuple[str, ...] = ()
+    relocked: tuple[str, ...] = ()
 
     def bundle_name(self, target: Target) -> str:
         """`sglang-python312-cuda12_8-sm90-avx512-lean`: the recipe's name for it, and the overlays."""
@@ -62,7 +63,8 @@ class LoadedRecipe:
 
     def lock_path(self, python: str, machine: str) -> Path:
         """Where the committed lock for one Python and machine is: beside the recipe (name as in PEP 751)."""
-        return self.path.parent / f"pylock.{self.path.stem}-py{python.replace('.', '')}-{machine}.toml"
+        stem = "-".join([self.path.stem, *self.relocked])
+        return self.path.parent / f"pylock.{stem}-py{python.replace('.', '')}-{machine}.toml"
 
 
 def data_root() -> Path:
@@ -72,18 +74,34 @@ def data_root() -> Path:
 
 
 def load_recipe(name: str, overlays: Iterable[str] = ()) -> LoadedRecipe:
-    """A shipped recipe by name, or a recipe file by path (it ends in `.toml`), with overlays.
+    """A shipped recipe by name or as `STACK:VERSION`, or a recipe file by path (it ends in `.toml`), with overlays.
 
     An overlay is `overlays/NAME.toml` beside the recipe, a shipped one, or a path.
     """
-    path = _find(name, [data_root() / "recipes"], "recipe")
+    path = _find(_of_version(name) if ":" in name else name, [data_root() / "recipes"], "recipe")
     digest = hashlib.sha256()
     recipe = parse_recipe(_merged(path, digest), path.name)
     chosen = _overlays(overlays, recipe, path.parent, digest)
     beside = path.parent / "patches"
     patches = beside if beside.is_dir() else data_root() / "patches"
     return LoadedRecipe(recipe=overlaid(recipe, chosen) if chosen else recipe, path=path, patches=patches,
-                        digest=digest.hexdigest(), overlays=tuple(sorted(chosen)))  # fmt: skip
+                        digest=digest.hexdigest(), overlays=tuple(sorted(chosen)),
+                        relocked=tuple(sorted(name for name, one in chosen.items() if one.relocks)))  # fmt: skip
+
+
+def _of_version(spelling: str) -> str:
+    """The shipped recipe that `STACK:VERSION` names; other spellings with a colon stay what they are."""
+    stack, _, version = spelling.partition(":")
+    offered = {name: one.recipe for name, one in load_recipes().items() if one.recipe.name == stack}
+    found = [name for name, recipe in offered.items() if recipe.version == version]
+    if len(found) == 1 or not offered:
+        return found[0] if found else spelling
+    known = ", ".join(f"{one.name}:{one.version} ({name})" for name, one in sorted(offered.items()))
+    raise RecipeError(
+        f"{len(found) or 'no'} recipes are {spelling}", where="--recipe",
+        why=f"one for each machine: {', '.join(found)}" if found else None,
+        fix=f"Give one by its name: {known}.",
+    )  # fmt: skip
 
 
 def _find(name: str, folders: Sequence[Path], what: str) -> Path:

@@ -102,7 +102,7 @@ def test_the_order_of_overlays_does_not_matter(recipe: Recipe) -> None:
     assert overlaid(recipe, {"less": less, "other": other}) == overlaid(recipe, {"other": other, "less": less})
 
 
-def test_a_lock_serves_a_recipe_and_all_its_overlays(recipe: Recipe) -> None:
+def test_a_lock_serves_a_recipe_and_its_overlays_that_ask_for_no_other_version(recipe: Recipe) -> None:
     changed = overlaid(recipe, {"less": overlay(recipe)})
     assert lock_request(changed, "3.12", "x86_64") == lock_request(recipe, "3.12", "x86_64")
 
@@ -113,11 +113,11 @@ def test_a_lock_serves_a_recipe_and_all_its_overlays(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("component.0.version", "2.0"), ("component.0.index", "pypi"), ("component.0.untouched", "x"),
-        ("requires", [{"name": "x", "reason": "y"}]), ("sm", [90]), ("stub.0.states", 5), ("component.0.prun", []),
+        ("component.0.index", "pypi"), ("component.0.untouched", "x"), ("cuda", "13.0"), ("pythons", ["3.13"]),
+        ("stub.0.states", 5), ("component.0.prun", []),
     ],
 )  # fmt: skip
-def test_what_would_need_another_lock_and_unknown_keys_are_refused(recipe: Recipe, path: str, value: object) -> None:
+def test_what_is_the_recipes_own_and_unknown_keys_are_refused(recipe: Recipe, path: str, value: object) -> None:
     data: Any = copy.deepcopy(tomllib.loads(OVERLAY))
     *parents, last = [int(word) if word.isdigit() else word for word in path.split(".")]
     inner = data

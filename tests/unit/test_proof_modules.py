@@ -156,6 +156,17 @@ def test_a_package_that_looks_inside_itself():
     assert len(check({**sources, "app/__init__.py": "import sys\nsys.path.append('x')\nimport other"})) == 1
 
 
+def test_a_namespace_package_inside_has_no_file_of_its_own():
+    sources = {"app/__init__.py": "import sys\nsys.path.append('x')\nimport jar", "app/_vendor/jar/text.py": ""}
+    assert check(sources) == ()
+    assert len(check({**sources, "app/__init__.py": "import sys\nsys.path.append('x')\nimport ja"})) == 1
+
+
+def test_distutils_is_made_by_setuptools_hook():
+    assert len(check({"app.py": "import distutils"})) == 1
+    assert check({"app.py": "import distutils", "_distutils_hack/__init__.py": ""}) == ()
+
+
 def test_a_module_that_the_standard_library_of_the_tree_lacks():
     (finding,) = check({"app.py": "import asyncio"})
     assert finding.evidence == "asyncio is not in the bundle: app > asyncio (line 1 of app)"

@@ -511,7 +511,8 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
     assert caught.value.fix == "Did you mean 'sglang'?"
     with pytest.raises(RecipeError) as caught:
         load_recipe("zzz")
-    assert caught.value.fix == "Known: sglang."
+    assert caught.value.fix is not None
+    assert caught.value.fix.startswith("Known: sglang, ")
 
 
 @pytest.mark.parametrize("name", ["", "targets.tom", "../recipes/x", "a\0b", "/nonexistent/x.toml", "-x", "."])
