@@ -34,11 +34,13 @@ from composer.cli.slim import slim
 from composer.cli.targets import targets
 from composer.cli.toolchain import toolchain
 from composer.cli.unpack import prune, rollback, unpack
+from composer.cli.unzstd import unzstd
 from composer.cli.wheel import wheel
 from composer.errors import VerifyError
 from composer.steps.build import at_hand, build_sources, fetch_all, prepare, sources, summarise
 from composer.steps.build import build as run_build
 from composer.steps.bundle import open_bundle
+from composer.steps.decompressor import decompressor_sources
 from composer.steps.fetch import export_wheelhouse
 from composer.steps.load import load_recipe
 from composer.steps.locks import LockOptions, renew_lock
@@ -136,11 +138,14 @@ def fetch(*, output: Path | None, **kwargs: Any) -> None:  # noqa: ANN401
     store = Store()
     decided = outline(options.request(kwargs), store)
     with drawn() as listener:
-        more = build_sources(decided)
+        # A site may do without unzstd, and an index without what it is made from.
+        unpacker = [replace(one, optional=True) for one in decompressor_sources()]
+        more = [*build_sources(decided), *unpacker]
         fetched = fetch_all(decided, store, options.settings(kwargs), listener, more)
     if output:
-        artifacts = [artifact for package in (*sources(decided), *more) for artifact in package.artifacts]
-        render.exported(export_wheelhouse(artifacts, fetched, output), output)
+        # By digest: the compiler of unzstd is one of the recipe's tools, too.
+        artifacts = {one.sha256: one for package in (*sources(decided), *more) for one in package.artifacts}
+        render.exported(export_wheelhouse(artifacts.values(), fetched, output), output)
     render.fetched(fetched)
 
 
@@ -195,4 +200,5 @@ compose.add_command(slim)
 compose.add_command(targets)
 compose.add_command(toolchain)
 compose.add_command(unpack)
+compose.add_command(unzstd)
 compose.add_command(wheel)
