@@ -50,6 +50,7 @@ from pip._internal.utils.urls import url_to_path
 from pip._vendor import urllib3
 from pip._vendor.packaging import markers as pip_markers
 from pip._vendor.packaging.requirements import Requirement
+from pip._vendor.packaging.specifiers import SpecifierSet
 from pip._vendor.packaging.utils import canonicalize_name
 from pip._vendor.requests.exceptions import InvalidSchema, InvalidURL, RequestException
 from pip._vendor.rich.text import Text
@@ -67,6 +68,7 @@ _INTERFACES: tuple[tuple[object, str, str], ...] = (
     (LinkCollector, "collect_sources", "self project_name candidates_from_page"),
     (LinkCollector, "fetch_response", "self location package_name"),
     (PackageFinder, "find_all_candidates", "self project_name"),
+    (PackageFinder, "find_best_candidate", "self project_name specifier hashes"),
     (PackageFinder, "add_locked_link", "self project_name locked_link"),
     (pip_collector, "_get_simple_response", "url session force_revalidate"),
     (pip_collector, "_make_index_content", "response cache_link_parsing"),
@@ -410,7 +412,8 @@ class _Resolve(DownloadCommand):  # type: ignore[misc]  # pip has no types
         """The chosen files and what the edits did, or a PipFault or PipError."""
         options = _options(self)
         session = self.enter_context(self._build_session(options))
-        finder = self._finder(options, session)
+        pages = self._pages(options, session)
+        finder = self._finder(pages, self.request["platforms"])
         edits = _Edits(self.request["excludes"], self.request["overrides"])
         LazyZipOverHTTP.__init__.__defaults__ = (_TAIL,)
         original = _patch_dependencies(edits)
@@ -418,14 +421,17 @@ class _Resolve(DownloadCommand):  # type: ignore[misc]  # pip has no types
         resolver = self._resolver(options, session, finder)
         resolver.resolve(list(_requirements(self.request, edits)), check_supported_wheels=True)
         chosen = list(resolver._result.mapping.values())
-        return {"packages": self._report(chosen, session, finder), **_ledger(chosen, original, edits)}
+        return {"packages": self._report(chosen, session, pages), **_ledger(chosen, original, edits)}
 
-    def _finder(self, options: Any, session: Any) -> _DatedFinder:  # noqa: ANN401
+    def _pages(self, options: Any, session: Any) -> _Pages:  # noqa: ANN401
+        pages = _Pages(session, _scopes(options, self.request["indexes"]), self.request["pins"])
+        session.update_index_urls([*pages.search_scope.index_urls, *self.request["indexes"].values()])
+        return pages
+
+    def _finder(self, pages: _Pages, platforms: Sequence[str]) -> _DatedFinder:
         request = self.request
-        pages = _Pages(session, _scopes(options, request["indexes"]), request["pins"])
-        session.update_index_urls([*pages.search_scope.index_urls, *request["indexes"].values()])
         target = TargetPython(
-            platforms=request["platforms"], py_version_info=tuple(request["python"]), abis=[request["abi"]],
+            platforms=platforms, py_version_info=tuple(request["python"]), abis=[request["abi"]],
             implementation="cp",
         )  # fmt: skip
         wheels_only = SelectionPreferences(allow_yanked=True, format_control=FormatControl(set(), {":all:"}))
@@ -447,11 +453,31 @@ class _Resolve(DownloadCommand):  # type: ignore[misc]  # pip has no types
             preparer=preparer, finder=finder, options=options, py_version_info=tuple(self.request["python"])
         )
 
-    def _report(self, chosen: Sequence[Any], session: Any, finder: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    def _report(self, chosen: Sequence[Any], session: Any, pages: _Pages) -> list[dict[str, Any]]:  # noqa: ANN401
         # A candidate with extras stands beside its plain one; Requires-Python is a candidate without a link.
-        files = [candidate for candidate in chosen if candidate.source_link and not hasattr(candidate, "extras")]
+        found = [candidate for candidate in chosen if candidate.source_link and not hasattr(candidate, "extras")]
+        links = [[candidate.source_link, *self._elsewhere(candidate, pages)] for candidate in found]
         with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(lambda item: _file_report(item, session, finder._link_collector), files))
+            files = list(pool.map(lambda each: [_file_report(link, session, pages) for link in each], links))
+        return [
+            {
+                "name": str(candidate.project_name), "version": str(candidate.version),
+                "requires_python": str(candidate.dist.requires_python), "files": each,
+            }
+            for candidate, each in zip(found, files, strict=True)
+        ]  # fmt: skip
+
+    def _elsewhere(self, candidate: Any, pages: _Pages) -> list[Any]:  # noqa: ANN401
+        """Wheels of a tool, of the same version, for the machines that may compose; where there are any."""
+        name, version = str(candidate.project_name), SpecifierSet(f"==={candidate.version}")
+        if name not in self.request["tools"]:
+            return []
+        found = [
+            self._finder(pages, platforms).find_best_candidate(name, version).best_candidate
+            for platforms in self.request["tool_platforms"]
+        ]
+        links = {one.link.filename: one.link for one in found if one is not None}
+        return [link for filename, link in links.items() if filename != candidate.source_link.filename]
 
     def run(self, options: Any, args: list[str]) -> int:  # noqa: ANN401
         """Not reached: `resolve` is called without pip's command loop, which would turn errors into log lines."""
@@ -500,16 +526,12 @@ def _ledger(chosen: Sequence[Any], original: Callable[..., Iterable[Any]], edits
     }
 
 
-def _file_report(candidate: Any, session: Any, pages: Any) -> dict[str, Any]:  # noqa: ANN401
-    link = candidate.source_link
+def _file_report(link: Any, session: Any, pages: _Pages) -> dict[str, Any]:  # noqa: ANN401
     sha256, size = _sha256_of(link), pages.facts(link).size
     if sha256 is None:
         sha256, size = _read_through(link, session)
-    return {
-        "name": str(candidate.project_name), "version": str(candidate.version), "filename": link.filename,
-        "requires_python": str(candidate.dist.requires_python), "sha256": sha256,
-        "size": size if size is not None else _ask_size(link, session),
-    }  # fmt: skip
+    size = size if size is not None else _ask_size(link, session)
+    return {"filename": link.filename, "sha256": sha256, "size": size}
 
 
 def _read_through(link: Any, session: Any) -> tuple[str, int]:  # noqa: ANN401

@@ -85,9 +85,10 @@ def read_object(path: Path) -> Object:
             return Object(source=path, elf=read_elf(buffer, str(path)))
 
 
-def gather(program: Path, dynload: Path, minor: str) -> Objects:
+def gather(program: Path, dynload: Path, minor: str, libraries_in: Path | None = None) -> Objects:
     """The interpreter, its extension modules that travel, and every library that they need, glibc's excepted.
 
+    libraries_in: the only folder of libraries, for a CPython of another machine, whose loader does not run here.
     An extension module with a library that this machine lacks is left out with a warning: it does not work here either.
     Raises HostError if the interpreter itself lacks one, or is no dynamic program.
     """
@@ -95,7 +96,11 @@ def gather(program: Path, dynload: Path, minor: str) -> Objects:
     loader = main.elf.interpreter
     if loader is None:
         raise HostError("a static program cannot load extension modules", where=str(program))
-    files, libraries, warnings = {f"bin/python{minor}": main}, _libraries(loader, main), []
+
+    def needed(item: Object) -> dict[str, Path]:
+        return _libraries(loader, item) if libraries_in is None else _found_in(libraries_in, item)
+
+    files, libraries, warnings = {f"bin/python{minor}": main}, needed(main), []
     with host_errors(dynload):
         modules = sorted(dynload.iterdir()) if dynload.is_dir() else []
     for path in modules:
@@ -103,7 +108,7 @@ def gather(program: Path, dynload: Path, minor: str) -> Objects:
             continue
         module = read_object(path)
         try:
-            libraries = {**_libraries(loader, module), **libraries}
+            libraries = {**needed(module), **libraries}
         except HostError as fault:
             warnings.append(f"{path.name} is left out: {fault.why}")
         else:
@@ -172,6 +177,21 @@ def _libraries(loader: str, item: Object) -> dict[str, Path]:
         why = (fault.why or "").rpartition("error while loading shared libraries: ")[2]
         raise HostError("the loader refuses it", where=str(item.source), why=why) from fault
     return {name: Path(path) for name, path in _listed(answer).items() if not is_glibc(name)}
+
+
+def _found_in(folder: Path, item: Object) -> dict[str, Path]:
+    """The same by the files of one folder alone."""
+    found: dict[str, Path] = {}
+    wanted = list(foreign(item.elf))
+    while wanted:
+        name = wanted.pop()
+        if name in found:
+            continue
+        if not (folder / name).is_file():
+            raise HostError("a library is missing", where=str(item.source), why=f"{name} is not beside it")
+        found[name] = folder / name
+        wanted += foreign(read_object(folder / name).elf)
+    return found
 
 
 def _listed(answer: bytes) -> dict[str, str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Final, Protocol
@@ -14,6 +15,7 @@ from composer._fs import host_errors
 from composer.errors import HostError
 from composer.interpreter.archive import unpack
 from composer.interpreter.find import Installation, inspect_python
+from composer.interpreter.foreign import read_python
 from composer.interpreter.licences import notices
 from composer.interpreter.objects import Objects, gather, glibc_floor, host_runtime, read_object, relocated, version_key
 from composer.interpreter.stdlib import is_debian, names_its_place, relocate_text, travels
@@ -70,43 +72,32 @@ class PathProvider:
         runtime = {
             name: path for name, path in host_runtime(found.program).items() if f"lib/{name}" not in objects.files
         }
-        entries = sorted(
-            [
-                *_programs(objects, minor, work),
-                *_stdlib(found),
-                *_headers(found),
-                *_fallback_libraries(runtime, f"lib/python{minor}"),
-                *_notices(_copied(objects, runtime)),
-            ],
-            key=lambda entry: entry.path,
-        )
-        return InterpreterTree(
-            version=found.version,
-            minor=minor,
-            provider=self.name,
-            glibc_floor=objects.glibc_floor,
-            digest=tree_digest(entries),
-            entries=tuple(entries),
-            warnings=(*objects.warnings, *_warnings(found, objects, runtime)),
-        )
+        return _prefix(found, objects, runtime, work, self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveProvider:
     """An `install_only` archive of python-build-standalone (.tar.gz or .tar.zst), already fetched and verified.
 
-    It runs anywhere as it is; it goes through the same steps for its build settings and what is left behind.
+    It runs anywhere as it is; it goes through the same steps for its build settings and what is left behind. One for
+    another `machine` is not run here, but read; it gets no libstdc++, because this machine's is of no use there.
     """
 
     archive: Path
+    machine: str = field(default_factory=platform.machine)
 
     def tree(self, minor: str, work: Path) -> InterpreterTree:
         """Unpack below `work` and relocate. Raises IntegrityError for a hostile archive, else as PathProvider."""
         unpack(self.archive, work / "archive")
-        python = work / "archive" / "python" / "bin" / f"python{minor}"
+        prefix = work / "archive" / "python"
+        python = prefix / "bin" / f"python{minor}"
         if not python.exists():
             raise HostError(f"holds no python/bin/python{minor}", where=str(self.archive))
-        return PathProvider(python=python, name="archive").tree(minor, work / "edited")
+        if self.machine == platform.machine():
+            return PathProvider(python=python, name="archive").tree(minor, work / "edited")
+        found = read_python(prefix, minor, self.machine)
+        objects = gather(found.program, found.dynload, minor, libraries_in=prefix / "lib")
+        return _prefix(found, objects, {}, work / "edited", "archive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,16 +109,20 @@ class HostProvider:
     moved after it was built (python-build-standalone, uv) does not start with `-I` or `-E`: it needs PYTHONHOME.
     """
 
-    def tree(self, minor: str, work: Path) -> InterpreterTree:
-        """A launcher, the mark of a prefix and this machine's libstdc++ for hosts without; `version` is the minor.
+    machine: str = field(default_factory=platform.machine)
 
-        `work` is not used. Raises HostError for a minor version whose start is not known to work this way.
+    def tree(self, minor: str, work: Path) -> InterpreterTree:
+        """A launcher, the mark of a prefix and, for a `machine` like this one, its libstdc++ for hosts without.
+
+        `version` of the result is the minor. `work` is not used. Raises HostError for a minor version whose start is
+        not known to work this way.
         """
         del work
         if minor not in _HOST_MINORS:
             raise HostError(f"CPython {minor} of a host cannot be used without bundling it", where="--python host",
                             fix=f"Bundle one (--python PATH); known are {', '.join(_HOST_MINORS)}.")  # fmt: skip
-        runtime = host_runtime(Path(sys.executable).resolve())
+        own = self.machine == platform.machine()
+        runtime = host_runtime(Path(sys.executable).resolve()) if own else {}
         entries = sorted(
             [*_host_entries(minor), *_fallback_libraries(runtime, f"lib/python{minor}/site-packages"),
              *_notices(runtime)],
@@ -145,6 +140,30 @@ class HostProvider:
                 *_library_warnings(runtime, runtime, glibc_floor(())),
             ),
         )
+
+
+def _prefix(found: Installation, objects: Objects, runtime: dict[str, Path], work: Path,
+            provider: str) -> InterpreterTree:  # fmt: skip
+    """All files of an installation that travel; runtime: the libraries for hosts without."""
+    entries = sorted(
+        [
+            *_programs(objects, found.minor, work),
+            *_stdlib(found),
+            *_headers(found),
+            *_fallback_libraries(runtime, f"lib/python{found.minor}"),
+            *_notices(_copied(objects, runtime)),
+        ],
+        key=lambda entry: entry.path,
+    )
+    return InterpreterTree(
+        version=found.version,
+        minor=found.minor,
+        provider=provider,
+        glibc_floor=objects.glibc_floor,
+        digest=tree_digest(entries),
+        entries=tuple(entries),
+        warnings=(*objects.warnings, *_warnings(found, objects, runtime)),
+    )
 
 
 def _host_entries(minor: str) -> Iterator[TreeEntry]:
@@ -257,4 +276,4 @@ def _library_warnings(copied: dict[str, Path], runtime: dict[str, Path], lowest:
     if version_key(floor) > version_key(lowest):
         yield f"a host without libstdc++ needs glibc {floor}: the copy for it comes from this machine"
     if not runtime:
-        yield "no libstdc++ on this machine: the bundle needs the host's"
+        yield "no libstdc++, libgcc_s and libz that could be taken along: the bundle needs the host's"

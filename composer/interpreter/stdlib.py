@@ -87,7 +87,7 @@ def relocate_sysconfig(text: str, minor: str) -> str:
     other software shares: `/usr/bin/install` and zoneinfo's `/usr/share/zoneinfo` are the host's.
     Raises HostError for a file that does not hold one literal dictionary.
     """
-    data = _build_time_vars(text)
+    data = build_settings(text)
     old = str(data.get("prefix", "/"))
     moved = {
         name: value.replace(old, _MARK) if isinstance(value, str) and old not in _SHARED_PREFIXES else value
@@ -98,7 +98,8 @@ def relocate_sysconfig(text: str, minor: str) -> str:
     return f"build_time_vars = {{\n{rows}}}\n{_FOOTER}"
 
 
-def _build_time_vars(text: str) -> dict[str, str | int]:
+def build_settings(text: str) -> dict[str, str | int]:
+    """The variables in the text of a `_sysconfigdata*.py`; HostError unless it holds one literal dictionary."""
     try:
         statements = ast.parse(text).body
         value = next(node.value for node in statements if isinstance(node, ast.Assign))

@@ -22,12 +22,20 @@ _RUNTIME = rf"_Z{_NOT_TORCH}(?:T[VTIS])?(?:N[KVRO]*)?{_STD}|_Z[nd][alw]\w*"
 _KNOWN = {
     "libcuda.so.1": re.compile(r"cu(?!File)[A-Z]\w*", re.ASCII),
     "libnvidia-ml.so.1": re.compile(r"nvml[A-Z]\w*", re.ASCII),
-    "libstdc++.so.6": re.compile(rf"{_RUNTIME}|__cxa_\w+|__gxx_personality_v0", re.ASCII),
+    "libstdc++.so.6": re.compile(rf"{_RUNTIME}|_ZT[IS]P?K?[a-z]|__cxa_\w+|__gxx_personality_v0|__once_proxy", re.ASCII),
     "libgcc_s.so.1": re.compile(r"_Unwind_\w+|__\w+[sdtx]f\d?", re.ASCII),
 }
 _OF_PYTHON = re.compile(r"_?_?Py[A-Z_]\w*", re.ASCII)
+# The functions of <math.h> (C11, 7.12); which of them are instructions differs from machine to machine.
+_MATH = (
+    "a?(?:cos|sin|tan)h?", "atan2", "cbrt", "ceil", "copysign", "erfc?", "exp2?", "expm1", "fabs", "fdim", "floor",
+    "fm(?:a|ax|in|od)", "frexp", "hypot", "ilogb", "ldexp", "lgamma", "l?l?r(?:int|ound)", "log(?:10|1p|2|b)?", "modf",
+    "nan", "nearbyint", "next(?:after|toward)", "pow", "rem(?:ainder|quo)", "scalbl?n", "sqrt", "tgamma", "trunc",
+)  # fmt: skip
 # Some objects do not say that they need libdl, libpthread or libm: CPython has loaded them already.
-_OF_GLIBC = re.compile(r"(?:dl(?:open|close|v?sym|error|mopen|addr1?|info)|(?:pthread|sem)_\w+)", re.ASCII)
+_OF_GLIBC = re.compile(
+    rf"(?:dl(?:open|close|v?sym|error|mopen|addr1?|info)|(?:pthread|sem)_\w+|(?:{'|'.join(_MATH)})[fl]?)", re.ASCII
+)
 
 
 class Scopes:

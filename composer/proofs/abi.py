@@ -25,7 +25,14 @@ from composer.formats.linkage import Linkage, Wanted
 from composer.formats.loader import Tree
 from composer.model.finding import Finding
 from composer.proofs._scopes import C10, Scopes
-from composer.proofs.closure import HOST_LIBRARIES, LOADED_AT_START, check_bundle, program_of
+from composer.proofs.closure import (
+    HOST_LIBRARIES,
+    LOADED_AT_START,
+    check_bundle,
+    check_runtime,
+    left_to_host,
+    program_of,
+)
 
 Kind = Literal["stable-abi", "bound to this libtorch"]
 
@@ -107,8 +114,10 @@ def check_loading(tree: Tree, linkage: Mapping[str, Linkage], python: str,
 
     opened: what objects open by name (`dlopened`).
     """
+    yield from check_runtime(tree)
     yield from check_bundle(tree, python, opened)
-    yield from check_abi(tree, linkage, python, program=program_of(tree, python)).findings
+    host = HOST_LIBRARIES.union(left_to_host(tree))
+    yield from check_abi(tree, linkage, python, program=program_of(tree, python), host=host).findings
 
 
 def _is_extension(path: str, linkage: Linkage) -> bool:

@@ -123,7 +123,29 @@ def check_bundle(
     tree: Tree, python: str, opened: Mapping[str, Sequence[Dlopen]] = MappingProxyType({})
 ) -> tuple[Finding, ...]:
     """`check_closure` of a bundle with its own program, or the host's."""
-    return check_closure(tree, program=program_of(tree, python), preloaded=LOADED_AT_START, opened=opened)
+    host = HOST_LIBRARIES.union(left_to_host(tree))
+    return check_closure(tree, host=host, program=program_of(tree, python), preloaded=LOADED_AT_START, opened=opened)
+
+
+def left_to_host(tree: Tree) -> tuple[str, ...]:
+    """What a bundle needs of LOADED_AT_START and has no copy of, for hosts without: every host must have it."""
+    own = {elf.soname for elf in tree.objects.values()}
+    needed = {name for elf in tree.objects.values() for name in elf.needed}
+    return tuple(name for name in LOADED_AT_START if name in needed - own)
+
+
+def check_runtime(tree: Tree) -> tuple[Finding, ...]:
+    """A warning about what a bundle leaves to its hosts that not all have, as one for another machine must."""
+    names = left_to_host(tree)
+    users = sorted(path for path, elf in tree.objects.items() if not set(names).isdisjoint(elf.needed))
+    return tuple(
+        Finding(
+            id="closure.host-runtime", severity="warning", subject=path,
+            evidence=f"{', '.join(names)} must be the host's: the bundle has no copy for a host without",
+            fix="Install it there (Debian and Ubuntu: libstdc++6, libgcc-s1, zlib1g).",
+        )
+        for path in users[:1]
+    )  # fmt: skip
 
 
 def check_closure(

@@ -11,6 +11,7 @@ from posixpath import dirname, join, normpath
 import msgspec
 
 from composer.errors import WheelError
+from composer.formats.elf import Elf
 from composer.formats.loader import Tree
 from composer.formats.record import RecordRow, parse_record
 from composer.model.finding import Finding
@@ -85,6 +86,27 @@ def check_collisions(parts: Sequence[Owned]) -> tuple[Finding, ...]:
 def check_entries(entries: Iterable[Entry], tree: Tree) -> tuple[Finding, ...]:
     """Modes that give others more than they should have, and links that lead out of the bundle or nowhere."""
     return tuple(finding for entry in entries for finding in _check_entry(entry, tree))
+
+
+def check_machine(objects: Mapping[str, Elf], machine: str) -> tuple[Finding, ...]:
+    """Programs and libraries for other processors than `machine`, by path; no host of the bundle can load them.
+
+    The loader passes such a library over, and a wheel's tag does not tell. GPU code in ELF files and what only a linker
+    reads are for no host's processor.
+    """
+    return tuple(
+        Finding(
+            id="files.machine", severity="error", subject=path,
+            evidence=f"is for {_processor(elf)}, the bundle for {machine}",
+            fix="Prune it, or take the wheel for that machine.",
+        )
+        for path, elf in sorted(objects.items())
+        if (elf.dynamic or elf.kind == "executable") and (elf.machine, elf.bits) not in ((machine, 64), ("cuda", 64))
+    )  # fmt: skip
+
+
+def _processor(elf: Elf) -> str:
+    return elf.machine if elf.bits == 64 else f"{elf.machine} ({elf.bits} bits)"
 
 
 def check_start(pth: Mapping[str, bytes], allowed: Collection[str], modules: Iterable[str] = ()) -> tuple[Finding, ...]:

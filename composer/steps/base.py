@@ -17,7 +17,7 @@ from composer.errors import HostError
 from composer.formats.elf import is_elf, read_elf
 from composer.formats.linkage import read_linkage
 from composer.formats.notes import minimum_kernel
-from composer.interpreter import HostProvider, InterpreterTree, PathProvider, TreeEntry
+from composer.interpreter import ArchiveProvider, HostProvider, InterpreterTree, PathProvider, TreeEntry
 from composer.interpreter.archive import unpack
 from composer.model.layer import Changes, FileChange, Layer
 from composer.steps.bytecode import compile_sources
@@ -53,12 +53,22 @@ class OwnFile(msgspec.Struct, frozen=True, kw_only=True):
     change: FileChange | None = None
 
 
+def interpreter_key(interpreter: Interpreter, options: Options) -> str:
+    """The store's key of what is known of an interpreter. HostError when it cannot be read."""
+    return key_of("interpreter", _VERSION, minor=interpreter.minor, bytecode=options.bytecode, level=options.level,
+                  mtime=options.mtime, installation=_installation_state(interpreter))  # fmt: skip
+
+
+def find_interpreter(store: Store, key: str) -> InterpreterFacts | None:
+    """What is known of an interpreter whose layer is in the store."""
+    facts = store.load("interpreter", key, InterpreterFacts)
+    return facts if facts and find_layer(store, facts.key) else None
+
+
 def interpreter_layer(store: Store, interpreter: Interpreter, options: Options) -> InterpreterFacts:
     """Make the interpreter's layer, or find it. HostError when the interpreter cannot be relocated."""
-    state = key_of("interpreter", _VERSION, minor=interpreter.minor, bytecode=options.bytecode, level=options.level,
-                   mtime=options.mtime, installation=_installation_state(interpreter))  # fmt: skip
-    facts = store.load("interpreter", state, InterpreterFacts)
-    if facts and find_layer(store, facts.key):
+    state = interpreter_key(interpreter, options)
+    if facts := find_interpreter(store, state):
         return facts
     with store.scratch() as work, compiler(store, interpreter) as python:
         tree = interpreter.provider.tree(interpreter.minor, work)
@@ -72,24 +82,24 @@ def interpreter_layer(store: Store, interpreter: Interpreter, options: Options) 
 def compiler(store: Store, interpreter: Interpreter) -> Iterator[Path | None]:
     """A program of this CPython that runs on this machine: the installed one, or the archive's, unpacked.
 
-    For a host's CPython it is one of this machine with the same minor version, and so the same bytecode, or None.
+    For one that does not run here it is one of this machine with the same minor version, and so the same bytecode
+    (which has no machine), or None.
     """
     provider = interpreter.provider
     if isinstance(provider, PathProvider):
         yield provider.python
-        return
-    if isinstance(provider, HostProvider):
+    elif isinstance(provider, ArchiveProvider) and interpreter.runs_here:
+        with store.scratch() as work:
+            unpack(provider.archive, work)
+            yield work / "python" / "bin" / f"python{interpreter.minor}"
+    else:
         yield interpreter.compiler.path if interpreter.compiler else None
-        return
-    with store.scratch() as work:
-        unpack(provider.archive, work)
-        yield work / "python" / "bin" / f"python{interpreter.minor}"
 
 
 def _bytecode(interpreter: Interpreter, tree: InterpreterTree) -> str | None:
-    if isinstance(interpreter.provider, HostProvider):
-        return interpreter.compiler.version if interpreter.compiler else None
-    return tree.version
+    if interpreter.runs_here:
+        return tree.version
+    return interpreter.compiler.version if interpreter.compiler else None
 
 
 def _write(store: Store, tree: InterpreterTree, compiler: Path | None, bytecode: str | None,
@@ -181,12 +191,13 @@ def _own_bytecode(store: Store, files: Sequence[OwnFile], interpreter: Interpret
 def _installation_state(interpreter: Interpreter) -> list[str]:
     """What changes when the installation does: for every file its place, size and times (ctime cannot be set back)."""
     provider = interpreter.provider
+    found = interpreter.compiler
+    compiled_by = [f"{found.path} {found.version}" if found else ""]
     if isinstance(provider, HostProvider):
-        found = interpreter.compiler
-        return [provider.tree(interpreter.minor, Path()).digest, f"{found.path} {found.version}" if found else ""]
+        return [provider.tree(interpreter.minor, Path()).digest, *compiled_by]
     if not isinstance(provider, PathProvider):
         assert interpreter.archive is not None
-        return [interpreter.archive.artifacts[0].sha256]
+        return [interpreter.archive.artifacts[0].sha256, *([] if interpreter.runs_here else compiled_by)]
     program = provider.python.resolve()
     folders = [program.parent.parent / "lib" / f"python{interpreter.minor}", program.parent.parent / "lib"]
     with host_errors(program):

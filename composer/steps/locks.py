@@ -12,9 +12,18 @@ from composer._fs import write_atomic
 from composer.errors import LockError
 from composer.model.lock import Lock, parse_lock, render_lock
 from composer.model.recipe import Recipe
-from composer.model.target import GLIBC_CEILING, Target
+from composer.model.target import GLIBC_CEILING, MACHINES, Target
 from composer.steps.load import LoadedRecipe, LocalFile
-from composer.steps.resolve import Exclude, LocalSource, Override, ResolveRequest, UrlSource, resolve
+from composer.steps.resolve import (
+    Exclude,
+    LocalSource,
+    Override,
+    ResolveRequest,
+    UrlSource,
+    fits,
+    resolve,
+    url_filename,
+)
 from composer.store import key_of
 
 #: auto: use the lock, renew it when the recipe changed. locked: fail when it changed. frozen: do not look.
@@ -54,10 +63,12 @@ def lock_request(recipe: Recipe, python: str, machine: str,
         ),
         pins={one.name: one.index for one in recipe.component if one.index != "pypi"},
         indexes=recipe.indexes,
+        tools=tuple(one.name for one in recipe.component if one.tool),
+        tool_platforms=tuple(replace(target, machine=one).platforms for one in MACHINES),
         url_sources=tuple(
             UrlSource(name=one.name, version=one.version or "", url=one.url, sha256=one.sha256 or "", size=one.size,
                       optional=one.optional)
-            for one in recipe.component if one.url
+            for one in recipe.component if one.url and not (one.optional and _is_for_others(one.url, target))
         ),
         files=tuple(
             LocalSource(name=one.name, version=one.version or "", file=local[one.sha256 or ""],
@@ -67,6 +78,11 @@ def lock_request(recipe: Recipe, python: str, machine: str,
         as_of=recipe.as_of,
     )  # fmt: skip
     return _with_digest(request)
+
+
+def _is_for_others(url: str, target: Target) -> bool:
+    """Whether a wheel that is locked unseen is for another machine or Python: nothing else would notice."""
+    return not fits(url_filename(url), target.python, target.platforms)
 
 
 def _with_digest(request: ResolveRequest) -> ResolveRequest:

@@ -82,7 +82,8 @@ class Interpreter:
     """The chosen source of CPython.
 
     label: what the plan and the manifest call it; `host` where the bundle carries none. archive: what must be fetched
-    before an ArchiveProvider can read it. compiler: with a HostProvider, what compiles modules here, if anything can.
+    before an ArchiveProvider can read it. compiler: what compiles modules here, if anything can, where the bundle's
+    CPython is the host's or does not run on this machine.
     """
 
     minor: str
@@ -90,6 +91,14 @@ class Interpreter:
     provider: PathProvider | ArchiveProvider | HostProvider
     archive: LockedPackage | None = None
     compiler: Candidate | None = None
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the bundle carries a CPython that this machine can run."""
+        provider = self.provider
+        return isinstance(provider, PathProvider) or (
+            isinstance(provider, ArchiveProvider) and provider.machine == platform.machine()
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,10 +208,9 @@ def choose_interpreter(request: Request, recipe: Recipe, machine: str,
     what is installed on this machine.
     """
     if request.python and "/" in request.python:
-        found = inspect_python(Path(request.python))
-        return _installed(found.minor, Path(request.python), found.version, "--python"), ()
+        return _named(Path(request.python), machine), ()
     if request.python and request.python.partition(":")[0] == HOST:
-        return _hosts(request.python, recipe), ()
+        return _hosts(request.python, recipe, machine), ()
     minors = (request.python,) if request.python else recipe.pythons
     installed = find_pythons(minors) if machine == platform.machine() else ()
     unreachable = []
@@ -220,18 +228,30 @@ def choose_interpreter(request: Request, recipe: Recipe, machine: str,
     raise HostError(
         f"no CPython {' or '.join(minors)} for {machine}", where="interpreter",
         why="neither the recipe's python-build-standalone archive nor an installed one can be had here",
-        fix="Give --python PATH, or put the archive into a --wheelhouse folder.",
+        fix="Put the archive into a --wheelhouse folder, or give --python host for a bundle that uses the host's"
+            f"{' or --python PATH' if machine == platform.machine() else ''}.",
     )  # fmt: skip
 
 
-def _hosts(asked: str, recipe: Recipe) -> Interpreter:
+def _named(python: Path, machine: str) -> Interpreter:
+    if machine != platform.machine():
+        raise HostError(f"an interpreter of this machine does not run on {machine}", where=f"--python {python}",
+                        fix="Leave it out, so that the recipe's archive is taken, or give --python host.")  # fmt: skip
+    found = inspect_python(python)
+    return _installed(found.minor, python, found.version, "--python")
+
+
+def _hosts(asked: str, recipe: Recipe, machine: str) -> Interpreter:
     """No interpreter: `host` is the recipe's first minor version, `host:3.11` that one."""
     minor = asked.partition(":")[2] or recipe.pythons[0]
     if minor not in recipe.pythons:
         raise RecipeError(f"{recipe.name} {recipe.version} is not offered for Python {minor!r}", where="--python",
                           fix=f"Offered: {', '.join(f'{HOST}:{one}' for one in recipe.pythons)}.")  # fmt: skip
-    return Interpreter(minor=minor, label=HOST, provider=HostProvider(),
-                       compiler=next(iter(find_pythons((minor,))), None))  # fmt: skip
+    return Interpreter(minor=minor, label=HOST, provider=HostProvider(machine=machine), compiler=_compiler(minor))
+
+
+def _compiler(minor: str) -> Candidate | None:
+    return next(iter(find_pythons((minor,))), None)
 
 
 def archive_package(archive: Archive) -> LockedPackage:
@@ -254,5 +274,7 @@ def _installed(minor: str, path: Path, version: str, origin: str) -> Interpreter
 def _archived(archive: Archive, store: Store) -> Interpreter:
     package = archive_package(archive)
     path = artifact_path(store.root, package.artifacts[0])
+    foreign = archive.machine != platform.machine()
     return Interpreter(minor=archive.python, label=f"{path.name} (python-build-standalone)",
-                       provider=ArchiveProvider(archive=path), archive=package)  # fmt: skip
+                       provider=ArchiveProvider(archive=path, machine=archive.machine), archive=package,
+                       compiler=_compiler(archive.python) if foreign else None)  # fmt: skip

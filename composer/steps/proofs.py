@@ -11,6 +11,7 @@ from composer.proofs.abi import check_loading
 from composer.proofs.closure import dlopened
 from composer.proofs.content import Composed, Content
 from composer.proofs.coverage import check_coverage
+from composer.proofs.files import check_machine
 from composer.steps.resolve import marker_environment
 from composer.steps.survey import ObjectFacts
 from composer.steps.tree import tree_of
@@ -20,6 +21,7 @@ def prove_objects(manifest: Manifest, facts: Mapping[str, ObjectFacts]) -> Itera
     """Libraries, symbols and GPU code. facts: of every object of the bundle, loose cubins too, by path."""
     python, tree = manifest.target["python"], tree_of(manifest, {path: one.elf for path, one in facts.items()})
     linkage = {path: one.linkage for path, one in facts.items()}
+    yield from check_machine(tree.objects, manifest.target["machine"])
     yield from check_loading(tree, linkage, python, dlopened(manifest.dlopen, tree.objects))
     stubs = {one.path for layer in manifest.layers for one in layer.changes.files if one.kind == "stub"}
     yield from check_coverage(

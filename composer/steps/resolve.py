@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.tags import compatible_tags, cpython_tags
 from packaging.utils import canonicalize_name
 
 from composer._proc import clean_environ, run
 from composer.errors import ComposerError, FetchError, HostError, LockError, RecipeError
+from composer.formats.wheel import parse_wheel_name
 from composer.model.lock import FILE, AppliedOverride, Artifact, ExcludedRequirement, Lock, LockedPackage
 from composer.steps.fetch import local_size
 from composer.steps.load import LocalFile
@@ -90,8 +92,9 @@ class ResolveRequest:
     name: the middle of `pylock.<name>.toml`. recipe: SHA-256 of the recipe. python: `major.minor` or
     `major.minor.patch`. platforms: wheel platform tags the target accepts, best first. constraints: requirements that
     bind a version without asking for it. pins: index name by distribution; a name without one is on `pypi`.
-    indexes: URL by index name. as_of: only files uploaded before it are looked at. cooldown: nor any of the last that
-    many days before `now`. previous: keep its versions, but for the names in `upgrade`.
+    indexes: URL by index name. tools: what runs where a bundle is composed, and so is locked for every machine that may
+    do that, each with its own `tool_platforms`. as_of: only files uploaded before it are looked at. cooldown: nor any
+    of the last that many days before `now`. previous: keep its versions, but for the names in `upgrade`.
     """
 
     name: str
@@ -105,6 +108,8 @@ class ResolveRequest:
     excludes: tuple[Exclude, ...] = ()
     pins: Mapping[str, str] = field(default_factory=dict)
     indexes: Mapping[str, str] = field(default_factory=dict)
+    tools: tuple[str, ...] = ()
+    tool_platforms: tuple[tuple[str, ...], ...] = ()
     url_sources: tuple[UrlSource, ...] = ()
     files: tuple[LocalSource, ...] = ()
     as_of: dt.datetime | None = None
@@ -143,6 +148,16 @@ def marker_environment(python: str, machine: str) -> dict[str, str]:
         "platform_system": "Linux", "platform_version": "", "python_full_version": full,
         "python_version": ".".join(full.split(".")[:2]), "sys_platform": "linux",
     }  # fmt: skip
+
+
+def fits(filename: str, python: str, platforms: Sequence[str]) -> bool:
+    """Whether a wheel is for CPython `python` (`3.12`) where these platform tags are accepted; WheelError for no wheel.
+
+    By packaging's tags, which do not ask what runs this.
+    """
+    version = tuple(map(int, python.split(".")))
+    tags = {*cpython_tags(version, platforms=platforms), *compatible_tags(version, None, platforms)}
+    return not tags.isdisjoint(parse_wheel_name(filename).tags)
 
 
 # --- the request -----------------------------------------------------------------------------------------------------
@@ -196,6 +211,7 @@ def _child_request(request: ResolveRequest, as_of: dt.datetime | None) -> dict[s
         "overrides": [{"requirement": row.requirement, "of": _canonical(row.of)} for row in request.overrides],
         "pins": {canonicalize_name(name): index for name, index in request.pins.items()},
         "indexes": dict(request.indexes), "environment": environment,
+        "tools": [canonicalize_name(name) for name in request.tools], "tool_platforms": request.tool_platforms,
         "python": [int(part) for part in environment["python_full_version"].split(".")],
         "abi": "cp" + environment["python_version"].replace(".", ""), "platforms": request.platforms,
         "as_of": as_of.isoformat() if as_of else None,
@@ -291,21 +307,22 @@ def _packages(
         yield LockedPackage(
             name=row["name"], version=row["version"], index="url" if source else pins.get(row["name"], PYPI),
             requires_python=_specifiers(row["requires_python"]),
-            artifacts=(
-                Artifact(
-                    filename=row["filename"], size=row["size"], sha256=row["sha256"], url=source.url if source else None
-                ),
-            ),
+            artifacts=tuple(Artifact(**file, url=source.url if source else None) for file in row["files"]),
         )  # fmt: skip
     yield from (_optional(source) for source in request.url_sources if source.optional)
 
 
 def _optional(source: UrlSource) -> LockedPackage:
-    filename = unquote(urlsplit(source.url).path.rsplit("/", 1)[-1])
+    filename = url_filename(source.url)
     artifact = Artifact(filename=filename, size=source.size or 0, sha256=source.sha256, url=source.url)
     return LockedPackage(
         name=canonicalize_name(source.name), version=source.version, index="url", artifacts=(artifact,), optional=True
     )
+
+
+def url_filename(url: str) -> str:
+    """The name of the file that a URL is of."""
+    return unquote(urlsplit(url).path.rsplit("/", 1)[-1])
 
 
 def _specifiers(text: str) -> str | None:
