@@ -505,8 +505,12 @@ def _requires_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
         if edit.to is None:
             continue
         try:
-            if canonicalize_name(Requirement(edit.to).name) != edit.name:
+            wanted = Requirement(edit.to)
+            if canonicalize_name(wanted.name) != edit.name:
                 yield f"requires[{index}].to", f"requires another distribution than {edit.name!r}"
+            version = recipe.component_of(edit.name).version
+            if version and edit.of is None and not wanted.specifier.contains(version, prereleases=True):
+                yield f"requires[{index}].to", f"{edit.to!r} contradicts the component's version {version}"
         except InvalidRequirement as fault:
             yield f"requires[{index}].to", f"{edit.to!r} is not a requirement (PEP 508): {fault}"
 

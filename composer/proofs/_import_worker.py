@@ -72,6 +72,8 @@ def import_one(module: str) -> str:
     """The traceback that the import ends with, or nothing."""
     try:
         importlib.import_module(module)
+    except KeyboardInterrupt:  # of whoever asked for all this
+        raise
     except BaseException:  # noqa: BLE001 - a module that exits is one that cannot be imported
         return traceback.format_exc()
     return ""

@@ -13,6 +13,7 @@ import platform
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -84,7 +85,7 @@ def driver_functions(symbols: Iterable[Iterable[str]]) -> tuple[str, ...]:
 
 def check_imports(
     prefix: Path, checks: Sequence[Check], *, host: Path | None = None, timeout: float = 300.0, jobs: int = 1,
-    moved: bool = False,
+    moved: bool = False, stop: threading.Event | None = None,
 ) -> tuple[Finding, ...]:  # fmt: skip
     """Import each module with `prefix`/bin/python3; one error for each that fails, in the order of `checks`.
 
@@ -97,13 +98,13 @@ def check_imports(
     folder cannot be written.
 
     moved: import all again after the tree was renamed, for this time, to a name with a space; its owner alone may ask
-    for that.
+    for that. stop: another thread sets it to end all processes; what is found then is worth nothing.
     """
     prefix = prefix.absolute()
     order = {check.module: place for place, check in enumerate(checks)}
     with _scratch() as scratch:
         stub = _write_stub(prefix, scratch) if any(check.needs_driver for check in checks) else None
-        world = _World(checks=checks, host=host, timeout=timeout, jobs=jobs, stub=stub)
+        world = _World(checks=checks, host=host, timeout=timeout, jobs=jobs, stub=stub, stop=stop or threading.Event())
         found = world.imports(prefix, scratch / "here")
         if moved and checks:
             with _elsewhere(prefix) as place:
@@ -179,6 +180,7 @@ class _World:
     timeout: float
     jobs: int
     stub: Path | None
+    stop: threading.Event
 
     def imports(self, prefix: Path, home: Path) -> list[Finding]:
         """Import all; nothing is said twice."""
@@ -186,12 +188,24 @@ class _World:
             home.mkdir()
         groups = [[one.module for one in self.checks if one.needs_driver is driver] for driver in (False, True)]
         children = [
-            _Child(prefix=prefix, home=home / name, timeout=self.timeout, libraries=libraries, host=self.host)
+            _Child(
+                prefix=prefix,
+                home=home / name,
+                timeout=self.timeout,
+                libraries=libraries,
+                host=self.host,
+                stop=self.stop,
+            )
             for name, libraries in (("bare", None), ("driver", self.stub))
         ]
         with ThreadPoolExecutor(max(1, self.jobs)) as pool:
-            answers = pool.map(_import_all, children, groups)
-            return list(dict.fromkeys(finding for answer in answers for finding in answer))
+            try:
+                answers = pool.map(_import_all, children, groups)
+                return list(dict.fromkeys(finding for answer in answers for finding in answer))
+            except BaseException:
+                # The pool waits for its threads, which wait for their processes.
+                self.stop.set()
+                raise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +217,7 @@ class _Child:
     timeout: float
     libraries: Path | None
     host: Path | None
+    stop: threading.Event
 
     def environ(self) -> dict[str, str]:
         home = str(self.home)
@@ -232,7 +247,7 @@ class _Child:
         # The worker keeps the time of each module; this is the time after which not even that works.
         most = self.timeout * len(modules) + _START_SECONDS
         try:
-            run(argv, env=self.environ(), stdin=request, timeout=most, cwd=self.home, error=VerifyError)
+            run(argv, env=self.environ(), stdin=request, timeout=most, cwd=self.home, error=VerifyError, stop=self.stop)
         except VerifyError as fault:
             ending = fault.what
         with host_errors(self.home):
@@ -242,7 +257,7 @@ class _Child:
 
 def _import_all(child: _Child, modules: Sequence[str]) -> list[Finding]:
     found: list[Finding] = []
-    while modules:
+    while modules and not child.stop.is_set():
         outcome = child.start(modules)
         found += outcome.findings()
         if not outcome.begun:

@@ -158,9 +158,11 @@ def _is_there(name: str, site: str, prefix: str, environ: Mapping[str, str]) -> 
 
 
 def _which(name: str, prefix: str, environ: Mapping[str, str]) -> str | None:
-    """A program as the server finds it: the bundle's bin/ goes first, CUDA_HOME's last."""
-    home = environ.get("CUDA_HOME") or environ.get("CUDA_PATH") or "/usr/local/cuda"
-    return shutil.which(name, path=f"{prefix}/bin:{environ.get('PATH', '')}:{home}/bin")
+    """A program as the server finds it: nvcc only in the toolkit, others in the bundle, on PATH, or there."""
+    toolkit = environment.toolkit(prefix, dict(environ))
+    last = f"{toolkit}/bin" if toolkit else ""
+    folders = [last] if name == "nvcc" else [f"{prefix}/bin", environ.get("PATH", ""), last]
+    return shutil.which(name, path=":".join(filter(None, folders)))
 
 
 def _nvcc(prefix: str, environ: Mapping[str, str]) -> Facts:
@@ -228,8 +230,8 @@ def _shadowing(prefix: str, environ: Mapping[str, str]) -> Iterator[tuple[str, l
 
 
 def _settings(prefix: str, manifest: Mapping[str, Any], environ: Mapping[str, str]) -> Facts:
-    """`unread`: the set variables that no source of the stack names; `read_names`: those that are."""
-    asked = {name for name in environ if name.startswith("SGLANG_")}
+    """`unread`: the user's variables that no source of the stack names; `read_names`: those that are."""
+    asked = {name for name, value in environ.items() if name.startswith("SGLANG_") and not _is_ours(value, environ)}
     if not asked:
         return {"unread": [], "read_names": []}
     entries = (entry["path"] for layer in manifest.get("layers") or () for entry in layer["entries"])
@@ -238,6 +240,12 @@ def _settings(prefix: str, manifest: Mapping[str, Any], environ: Mapping[str, st
     for path in paths:
         known.update(name.decode() for name in _NAME.findall(_bytes(os.path.join(prefix, path))))
     return {"unread": sorted(asked - known) if known else [], "read_names": sorted(known)}
+
+
+def _is_ours(value: str, environ: Mapping[str, str]) -> bool:
+    """Whether the bundle's etc/env, which has prepared this process, gave `value`: a folder of the bundle's."""
+    folders = filter(None, (environ.get("COMPOSE_CACHE"), environ.get("COMPOSE_PREFIX")))
+    return any(f"{value}/".startswith(f"{folder}/") for folder in folders)
 
 
 def _bytes(path: str) -> bytes:

@@ -1,8 +1,8 @@
 """Import one module, as a program of its own that the doctor watches: python -m _compose.doctor_import MODULE REPORT.
 
-The network is refused to Python's sockets. REPORT, a file, gets a JSON line for each event: `["reach", HOST]` and
-`["program", NAME]` for what the import asked for, and `["end", TRACEBACK]`, empty if it was imported. Audit events:
-docs.python.org/3/library/audit_events.html.
+The network is refused to Python's sockets; the HTTP of other programs goes to a proxy that is not there. REPORT, a
+file, gets a JSON line for each event: `["reach", HOST]` and `["program", NAME]` for what the import asked for, and
+`["end", TRACEBACK]`, empty if it was imported. Audit events: docs.python.org/3/library/audit_events.html.
 """
 
 import errno
@@ -17,6 +17,8 @@ from typing import Any
 _PROGRAMS = {"subprocess.Popen": 0, "os.exec": 0, "os.posix_spawn": 0, "os.system": 0, "os.spawn": 1}
 _NAMES = ("socket.getaddrinfo", "socket.gethostbyname")
 _ADDRESSES = ("socket.connect", "socket.sendto")
+#: Where the doctor sends HTTP: port 1, where nobody listens. Who connects to it meant another machine.
+PROXY = ("127.0.0.1", 1)
 #: Names of this machine, which is there without a network.
 _OWN = re.compile(r"localhost|127\.|::1?\Z|0\.0\.0\.0\Z")
 
@@ -33,7 +35,7 @@ def main() -> None:
         if event in _PROGRAMS:
             add("program", os.fsdecode(args[_PROGRAMS[event]]))
         elif event in _NAMES or (event in _ADDRESSES and isinstance(args[1], tuple) and args[1]):
-            _refuse(args[0] if event in _NAMES else args[1][0], add)
+            _refuse(args[0] if event in _NAMES else _host(args[1]), add)
 
     sys.addaudithook(watch)
     try:
@@ -43,6 +45,10 @@ def main() -> None:
     else:
         add("end", "")
     os._exit(0)
+
+
+def _host(address: tuple[Any, ...]) -> object:
+    return "another machine by HTTP" if address == PROXY else address[0]
 
 
 def _refuse(host: object, add: Any) -> None:  # noqa: ANN401

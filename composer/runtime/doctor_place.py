@@ -115,5 +115,5 @@ def _compiled(facts: Facts) -> Iterator[Finding]:
             "jit.cuda",
             nvcc["path"],
             f"compiles for CUDA {nvcc['version']}, the bundle is of {cuda}: what it compiles cannot be loaded",
-            f"Put CUDA {cuda}'s nvcc first on PATH, or none.",
+            f"Set CUDA_HOME to a toolkit of CUDA {cuda}, or to nothing to compile nothing.",
         )

@@ -15,12 +15,14 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .finding import Finding, error
+from .finding import Finding, error, warning
 
 MANIFEST = "share/compose/manifest.json"
 _FINGERPRINT, _FLOORS = "share/compose/fingerprint", "share/compose/floors"
 #: What is written into a bundle on its host: models (share/models), and state of our own programs.
 _ADDED = ("share/models/",)
+#: What a deployment may edit: docs/reference/environment.md of wheel-composer.
+_EDITABLE = "etc/env"
 _AGAIN = "Unpack the bundle again."
 _COPY = "Copy the bundle again."
 _CHUNK = 1 << 20
@@ -102,7 +104,7 @@ def _compare(prefix: str, entry: Mapping[str, Any], status: os.stat_result) -> I
             wanted = f"a link to {target!r}" if target is not None else "a file"
             yield error("content", path, f"is {has!r} instead of {wanted}", _AGAIN)
     elif status.st_size != entry.get("size", 0) or not stat.S_ISREG(status.st_mode):
-        yield error("content", path, f"has {status.st_size} bytes, the manifest says {entry.get('size', 0)}", _AGAIN)
+        yield _other(path, f"has {status.st_size} bytes, the manifest says {entry.get('size', 0)}")
     elif entry.get("mode", 0o644) & 0o100 and not status.st_mode & 0o111:
         yield error("files.mode", path, "may not be run: its execute permission is lost",
                     f"chmod a+x it. {_AGAIN} Copies by way of FAT, SMB or object storage lose it.")  # fmt: skip
@@ -141,4 +143,11 @@ def _content(prefix: str, entry: Mapping[str, Any]) -> Finding | None:
         return error("content", path, f"cannot be read: {fault.strerror}", _AGAIN)
     if digest.hexdigest() == entry.get("sha256"):
         return None
-    return error("content", path, f"sha256 is {digest.hexdigest()}, the manifest says {entry.get('sha256')}", _AGAIN)
+    return _other(path, f"sha256 is {digest.hexdigest()}, the manifest says {entry.get('sha256')}")
+
+
+def _other(path: str, evidence: str) -> Finding:
+    """Another content than that of the manifest."""
+    if path == _EDITABLE:
+        return warning("content", path, evidence, "It was edited, which it may be: see that every line is meant.")
+    return error("content", path, evidence, _AGAIN)

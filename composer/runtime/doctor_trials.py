@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from .doctor_import import PROXY
 from .finding import Finding, error, note, warning
 
 _IMPORT_SECONDS = 180
 #: Loading torch from a cold disk, and kernels; then a little for each GPU.
 _TEST_SECONDS, _GPU_SECONDS = 120, 20
-_REFUSING = "http://127.0.0.1:1"
+_REFUSING = "http://{}:{}".format(*PROXY)
 _COMPILER = re.compile(
     r"(?:.*/)?(?:nvcc|ptxas|ninja|cmake|make|(?:[\w.-]*-)?(?:cc|gcc|g\+\+|c\+\+|clang(?:\+\+)?)(?:-\d+)?)\Z"
 )

@@ -104,7 +104,7 @@ def _places(prefix: str, environ: dict[str, str]) -> tuple[dict[str, str], list[
     """What stands for what in a value, and the folders of another bundle that left its values in `environ`."""
     usual, is_usable = _user_cache(environ)
     cache = _cache(prefix, environ, usual, is_usable)
-    places = {"prefix": prefix, "cache": cache, "toolkit": _toolkit(prefix, environ), "no-home": "", "hub": ""}
+    places = {"prefix": prefix, "cache": cache, "toolkit": toolkit(prefix, environ), "no-home": "", "hub": ""}
     if not is_usable:
         hub = os.path.join(usual, "huggingface")
         places["no-home"] = cache
@@ -186,7 +186,8 @@ def _private(folder: str) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
-def _toolkit(prefix: str, environ: dict[str, str]) -> str:
+def toolkit(prefix: str, environ: dict[str, str]) -> str:
+    """The folder that `{toolkit}` stands for, or "" where there is none."""
     named = environ.get("CUDA_HOME", environ.get("CUDA_PATH"))
     if named is not None and not _is_inside(named, environ.get("COMPOSE_PREFIX", "")):
         return named if _has_nvcc(named) else ""

@@ -104,8 +104,9 @@ def _bytecode(interpreter: Interpreter, tree: InterpreterTree) -> str | None:
 
 def _write(store: Store, tree: InterpreterTree, compiler: Path | None, bytecode: str | None,
            options: Options) -> InterpreterFacts:  # fmt: skip
-    key = key_of("interpreter-layer", _VERSION, tree=tree.digest, bytecode=bytecode, level=options.level,
-                 mtime=options.mtime)  # fmt: skip
+    # Without bytecode a compiler still compiles what precedes the bundle's own modules.
+    key = key_of("interpreter-layer", _VERSION, tree=tree.digest, bytecode=bytecode, compiled=compiler is not None,
+                 level=options.level, mtime=options.mtime)  # fmt: skip
 
     def fill(writer: LayerWriter) -> Layer:
         for path, entry in sorted(_with_bytecode(tree, compiler, whole=bytecode is not None).items()):

@@ -19,7 +19,7 @@ from composer.events import Event, Listener
 from composer.model.finding import Finding
 from composer.model.layer import Layer
 from composer.model.lock import LockedPackage
-from composer.model.manifest import Check, Manifest, fingerprint_of
+from composer.model.manifest import HOST, Check, Manifest, fingerprint_of
 from composer.model.plan import BuiltFacts, LeftOut, PlannedLayer, Summary, WheelPlan
 from composer.model.variant import variant_properties
 from composer.proofs.content import Content
@@ -453,7 +453,9 @@ class _Proofs:
         known = self.store.load("imports", key, tuple[Finding, ...])
         found = self._found(known if known is not None else check_packed(
             bundle, self.store, jobs=self.settings.jobs, listener=self.listener))  # fmt: skip
-        if known is None and not any(one.id == SKIPPED for one in found):
+        # What imports a bundle without a Python of its own is this machine's, which may change.
+        lasting = manifest.interpreter != HOST and not any(one.id == SKIPPED for one in found)
+        if known is None and lasting:
             self.store.save("imports", key, found)
 
     def _found(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,14 +49,18 @@ def unpacked(bundle: Bundle, store: Store, *, jobs: int, listener: Listener) -> 
         yield prefix
 
 
-def check_unpacked(prefix: Path, manifest: Manifest, *, jobs: int, listener: Listener,
-                   moved: bool = False) -> tuple[Finding, ...]:  # fmt: skip
-    """The same of a folder. moved: also from another place, which only who may move the folder can ask for."""
+def check_unpacked(prefix: Path, manifest: Manifest, *, jobs: int, listener: Listener, moved: bool = False,
+                   stop: threading.Event | None = None) -> tuple[Finding, ...]:  # fmt: skip
+    """The same of a folder. moved: also from another place, which only who may move the folder can ask for.
+
+    stop: as in `check_imports`.
+    """
     if reason := _why_not(manifest):
         return (_skipped(reason),)
     listener(Event(step="import", subject=manifest.name))
     # One process for the modules that need the driver, and one for the others.
-    found = check_imports(prefix, manifest.checks, host=_host_python(manifest), jobs=min(jobs, 2), moved=moved)
+    found = check_imports(prefix, manifest.checks, host=_host_python(manifest), jobs=min(jobs, 2), moved=moved,
+                          stop=stop)  # fmt: skip
     listener(Event(step="import", subject=manifest.name, finished=True))
     return found
 

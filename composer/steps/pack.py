@@ -7,6 +7,7 @@ frame with the seek table. `tar --zstd -xf` reads it as one archive; `open_bundl
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import IO
 import msgspec
 
 from composer._direct import CHUNK, read_directly
-from composer._fs import atomic_file, host_errors, write_atomic
-from composer.errors import IntegrityError, VerifyError
+from composer._fs import atomic_file, write_atomic
+from composer.errors import HostError, IntegrityError, VerifyError
 from composer.events import Event, Listener
 from composer.formats import tar
 from composer.formats.seekable import Frame, render_seek_table
@@ -30,11 +31,12 @@ from composer.steps.survey import mapped
 from composer.store import Store
 
 _MANIFEST_LEVEL = 3
+_CHECKSUM = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n?")
 
 
 def is_packed(output: Path, fingerprint: str) -> bool:
     """Whether `output` already is the bundle with this fingerprint, whole, beside its checksum file."""
-    if not checksum_path(output).is_file():
+    if not read_checksum(output):
         return False
     try:
         return open_bundle(output).manifest.fingerprint == fingerprint
@@ -48,9 +50,15 @@ def checksum_path(output: Path) -> Path:
 
 
 def read_checksum(output: Path) -> str:
-    """The sha256 that the checksum file of a bundle holds."""
-    with host_errors(output):
-        return checksum_path(output).read_text("ascii").split()[0]
+    """The sha256 that the checksum file of a bundle holds; nothing where there is no such file, or a damaged one."""
+    try:
+        text = checksum_path(output).read_text("ascii", "replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as fault:
+        raise HostError(fault.strerror or str(fault), where=str(checksum_path(output))) from fault
+    found = _CHECKSUM.fullmatch(text)
+    return found[1] if found and found[2] == output.name else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +92,8 @@ def pack(store: Store, layers: Iterable[Ready], manifest_of: Callable[[list[Laye
         copier.write(render_seek_table(frames))
         digest = copier.finish()
         accept(open_bundle(Path(out.name)))
+        # That of an older bundle, which is about to go. Without one this bundle is not taken for done.
+        checksum_path(output).unlink(missing_ok=True)
     write_atomic(checksum_path(output), f"{digest}  {output.name}\n".encode())
     listener(Event(step="pack", subject=output.name, finished=True))
     return digest, manifest

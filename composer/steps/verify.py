@@ -6,8 +6,10 @@ every module that the recipe names, in a child process without a network.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import threading
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -51,19 +53,26 @@ def verify(path: Path, store: Store, *, imports: bool, jobs: int,
     """
     if path.is_dir():
         manifest = manifest_of(path)
+        stop = threading.Event()
+        check = functools.partial(check_unpacked, path, manifest, jobs=jobs, listener=listener, stop=stop)
         with ThreadPoolExecutor(1) as pool:
-            # Beside each other: one waits for a child process, the other for the disk.
-            importing = pool.submit(check_unpacked, path, manifest, jobs=jobs, listener=listener) if imports else None
-            findings = [*_fingerprint(manifest), *_tree_content(path, manifest, jobs, listener)]
-            findings += _unpacked(path, manifest, damaged={one.subject for one in findings})
-        return manifest, (*findings, *(importing.result() if importing else ()))
+            try:
+                # Beside each other: one waits for a child process, the other for the disk.
+                importing = pool.submit(check) if imports else None
+                findings = [*_fingerprint(manifest), *_tree_content(path, manifest, jobs, listener)]
+                findings += _unpacked(path, manifest, damaged={one.subject for one in findings})
+                return manifest, (*findings, *(importing.result() if importing else ()))
+            except BaseException:
+                stop.set()
+                raise
     bundle = open_bundle(path)
     findings = [*_fingerprint(bundle.manifest), *_checksum(path)]
     if not imports:
         seen, faults = _packed_content(bundle, jobs, listener)
         return bundle.manifest, (*findings, *faults, *_proofs(bundle.manifest, seen))
     with unpacked(bundle, store, jobs=jobs, listener=listener) as prefix:
-        findings += _unpacked(prefix, bundle.manifest)
+        findings += _tree_content(prefix, bundle.manifest, jobs, listener)
+        findings += _unpacked(prefix, bundle.manifest, damaged={one.subject for one in findings})
         imported = check_unpacked(prefix, bundle.manifest, jobs=jobs, listener=listener, moved=True)
     return bundle.manifest, (*findings, *imported)
 

@@ -35,7 +35,7 @@ import os, pathlib, sys
 home, prefix = pathlib.Path.home(), sys.prefix
 assert {name for name in os.environ if name not in ("LC_CTYPE", "__PYVENV_LAUNCHER__")} == {
     "HOME", "TMPDIR", "WHEEL_COMPOSER_CACHE", "PATH", "LC_ALL", "PYTHONDONTWRITEBYTECODE",
-    "WHEEL_COMPOSER_GPU_CHECK", "CUDA_VISIBLE_DEVICES"}, os.environ
+    "WHEEL_COMPOSER_GPU_CHECK", "CUDA_VISIBLE_DEVICES", "CUDA_HOME"}, os.environ
 assert os.environ["PATH"] == os.path.join(prefix, "bin")
 assert str(home) == os.environ["TMPDIR"] and os.getcwd() == str(home)
 assert str(home) not in sys.path and "" not in sys.path and sys.dont_write_bytecode and sys.flags.isolated

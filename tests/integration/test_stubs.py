@@ -463,7 +463,7 @@ def test_a_plan_without_wheels_tells_of_stubs(bare: Stack, tmp_path: Path) -> No
         ('library = "core_lib/lib/libcore.so"', 'library = "core_lib/lib/libno.so"', ("core_lib/lib/libno.so",)),
         ('library = "core_lib/lib/libcore.so"', 'library = "core_lib/__init__.py"', ("core_lib/__init__.py",)),
         ('distribution = "core-lib"', 'distribution = "no-lib"', ("no-lib", "stub[0].distribution")),
-        ('name = "core-lib"', 'name = "core-lib"\nversion = "2.0"', ("component[0].version",)),
+        ('name = "core-lib"', 'name = "core-lib"\nversion = "2.0"', ("contradicts the component's version 2.0",)),
         ('name = "core-lib"', _linked("core_lib/two", "core_lib/none"), ("cannot link to 'core_lib/none'", "links")),
         ('name = "core-lib"', _linked("core_lib/two", "core_lib/weights.bin"), ("or it is left out", "links")),
         ('name = "core-lib"', _linked("core_lib/__init__.py", "core_lib/__init__.py"), ("is there already",)),

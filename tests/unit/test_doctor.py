@@ -22,6 +22,7 @@ import msgspec
 import pytest
 
 from composer.formats.seekable import Frame
+from composer.launchers import ENVIRONMENT_PTH, env_file
 from composer.model.layer import Entry, Layer, Part
 from composer.model.manifest import Floor, Manifest, fingerprint_of
 from composer.model.runtime import RuntimeWork
@@ -478,6 +479,19 @@ def test_only_reading_finds_a_changed_byte(small):
     assert small.found(deep=True) == [("content", "lib/b.txt")]
 
 
+@pytest.mark.parametrize(("text", "deep"), [("A=2\n", True), ("A=1\nB=2\n", False)])
+def test_an_edited_environment_is_no_error(bundle, text, deep):
+    before = bundle.report()[0]
+    bundle.write("etc/env", "A=1\n")
+    bundle.seal()
+    bundle.write("etc/env", text)
+    status, found, _ = bundle.report(*["--deep"] * deep)
+    assert (status, found["content"]["severity"], found["content"]["subject"]) == (before, "warning", "etc/env")
+    assert "edited" in found["content"]["fix"]
+    (bundle.path / "etc/env").unlink()
+    assert bundle.report()[1]["missing"]["severity"] == "error"
+
+
 def test_a_program_that_may_not_be_run(small):
     (small.path / "bin/run").chmod(0o644)
     assert small.found() == [("files.mode", "bin/run")]
@@ -544,6 +558,35 @@ def test_a_setting_that_nothing_reads(bundle):
     _, found, _ = bundle.report(SGLANG_LOG_LEVLE="x", SGLANG_LOG_LEVEL="y")
     assert found["env.unread"]["subject"] == "SGLANG_LOG_LEVLE"
     assert found["env.unread"]["fix"] == "Did you mean SGLANG_LOG_LEVEL?"
+
+
+def test_settings_of_the_bundle_are_not_the_user_s(bundle):
+    bundle.write("etc/env", env_file({}).decode())
+    bundle.write(f"{_SITE}/_compose_environment.pth", ENVIRONMENT_PTH.decode())
+    bundle.write(f"{_SITE}/sglang/srt/environ.py", "LOG = 'SGLANG_LOG_LEVEL'\n")
+    bundle.seal()
+    cache = f"{bundle.path.parent}/.cache/compose"
+    _, _, report = bundle.report(SGLANG_CACHE_DIRECTORY=cache)
+    assert [one["subject"] for one in report["findings"] if one["id"] == "env.unread"] == ["SGLANG_CACHE_DIRECTORY"]
+
+
+def test_the_nvcc_that_the_bundle_uses(bundle, tmp_path):
+    """That of CUDA_HOME, even where that is none; else the bundle's own, else that of PATH."""
+
+    def judged(**environ: str) -> str | None:
+        _, found, _ = bundle.report(PATH=f"{tmp_path}/path/bin:{os.environ['PATH']}", **environ)
+        if "jit.cuda" not in found:
+            return None
+        assert "CUDA_HOME" in found["jit.cuda"]["fix"]
+        return found["jit.cuda"]["subject"]
+
+    for place in (tmp_path / "path", tmp_path / "named", bundle.path / "jit"):
+        Prefix(place).write("bin/nvcc", "#!/bin/sh\necho 'Cuda compilation tools, release 11.8, V11.8.89'\n", 0o755)
+    assert judged(CUDA_HOME=f"{tmp_path}/named") == f"{tmp_path}/named/bin/nvcc"
+    assert judged(CUDA_HOME="") is None
+    assert judged() == f"{bundle.path}/jit/bin/nvcc"
+    (bundle.path / "jit/bin/nvcc").unlink()
+    assert judged() == f"{tmp_path}/path/bin/nvcc"
 
 
 def test_a_busy_port_and_its_owner(bundle):
@@ -669,6 +712,13 @@ def test_no_start_is_a_finding_even_without_another_python(bundle, tmp_path, nam
     assert f"error: python.start: bin/python3: {found['python.start']['evidence']}" in done.stdout.splitlines()
 
 
+def test_a_bundle_without_its_name_is_named_after_its_folder(bundle, tmp_path):
+    (bundle.path / "bin/python3").unlink()
+    (bundle.path / "share/compose/floors").unlink()
+    _, found, report = bundle.report(**without_python(tmp_path / "few"))
+    assert (list(found), report["bundle"]) == (["python.start"], bundle.path.name)
+
+
 def test_another_machine_s_bundle_is_not_even_started(bundle, tmp_path):
     target = json.loads((bundle.path / "share/compose/target.json").read_text())
     bundle.write("share/compose/target.json", json.dumps({**target, "machine": "riscv64"}))
@@ -717,15 +767,17 @@ def test_imports(bundle):
         crash="import os; os.abort()",
         leaves="raise SystemExit(0)",
         online="import socket\ntry: socket.create_connection(('192.0.2.1', 80))\nexcept OSError: pass",
+        asks="import urllib.request as r\ntry: r.urlopen('http://huggingface.co/x')\nexcept OSError: pass",
         compiles="import subprocess\ntry: subprocess.run(['/nowhere/x86_64-linux-gnu-g++-12'])\nexcept OSError: pass",
         driven="raise AssertionError",
     )
     assert set(found) == {
-        "absent import", "crash import", "leaves import", "online import.reaches", "compiles import.compiles",
-        "driven import.skipped",
+        "absent import", "crash import", "leaves import", "online import.reaches", "asks import.reaches",
+        "compiles import.compiles", "driven import.skipped",
     }  # fmt: skip
     assert "nothing_of_that_name" in found["absent import"]["evidence"]
     assert "SIGABRT" in found["crash import"]["evidence"]
+    assert "another machine by HTTP" in found["asks import.reaches"]["evidence"]
     assert "192.0.2.1" in found["online import.reaches"]["evidence"]
     assert time.monotonic() - started < 15
 

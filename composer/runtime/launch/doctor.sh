@@ -60,6 +60,7 @@ explain() {
 # Without a Python at all. $@: the doctor's options.
 report() {
     name=$(sed -n '1p' "$prefix/share/compose/floors" 2>/dev/null)
+    name=${name:-${prefix##*/}}
     for word in "$@"; do
         if [ "$word" = --json ]; then
             for value in "$name" "$prefix" "$why" "$fix"; do

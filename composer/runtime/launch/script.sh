@@ -11,7 +11,7 @@ case $self in
     *) self=./$self ;;
 esac
 # Not by a link to the bundle: who switches it would have this process import what is left from another release.
-home=$(CDPATH= cd -P -- "${self%/*}" >/dev/null && pwd -P) || exit 127
+home=$(CDPATH= cd -P -- "${self%/*}" && pwd -P) || exit 127
 # Modules of another Python, or of the home folder, must not shadow those of the bundle, in this process or its children.
 unset PYTHONHOME PYTHONPATH
 export PYTHONNOUSERSITE=1
