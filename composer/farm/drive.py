@@ -102,7 +102,7 @@ class _Drive:
         elif self._owner.finished(node, done):
             self._graph.finish(node.key)
         else:
-            self._graph.again(node.key)
+            self._graph.again(node.key, anew=True)
 
     def _lose(self, node: Node, reason: str) -> None:
         if self._graph.starts(node.key) < STARTS:

@@ -75,9 +75,10 @@ class Graph:
             if other.state in ("failed", "skipped"):
                 self._skip(key)
 
-    def again(self, key: str) -> None:
-        """A running step waits again: for what it turned out to need, or because its worker was lost."""
-        self._entries[key].state = "waiting"
+    def again(self, key: str, *, anew: bool = False) -> None:
+        """A running step waits again: for what it turned out to need (`anew`), or because its worker was lost."""
+        entry = self._entries[key]
+        entry.state, entry.starts = "waiting", 0 if anew else entry.starts
 
     def change(self, key: str, work: Any) -> None:  # noqa: ANN401
         """Let a step that has not ended do this instead, when it starts again."""

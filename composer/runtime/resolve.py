@@ -255,7 +255,10 @@ def recalled(asked: str, place: Place) -> tuple[Resolved | None, list[Finding]]:
         return None, []
     if not values:
         return None, findings
-    folder = values[serve_record.FOLDER]
+    folder, source = values[serve_record.FOLDER], values[serve_record.SOURCE]
+    # Another revision may have come since, or the cache be another one, or not be wanted.
+    if source != "folder" and (folder != located(known, place) or (source == "cache" and place.online)):
+        return None, []
     found = Resolved(asked=known, source=values[serve_record.SOURCE], folder=folder, path=folder)
     return mended(found, place), findings
 

@@ -107,7 +107,17 @@ def _weights(root: Path, files: dict[str, Path]) -> Iterator[Fault]:
         except (OSError, ValueError) as fault:
             yield _fault("model.shard", name, str(fault))
     for name in indexes:
-        yield from _check_index(name, root, files, held)
+        # Who downloads one of two formats leaves the other's index behind, without any of its shards.
+        if not (held and _stands_alone(root / name, files)):
+            yield from _check_index(name, root, files, held)
+
+
+def _stands_alone(index: Path, files: dict[str, Path]) -> bool:
+    """Whether none of the files that an index of another format than safetensors names is there."""
+    places = _object(index)[0].get("weight_map")
+    if index.name.startswith("model.safetensors") or not isinstance(places, dict):
+        return False
+    return not any(isinstance(shard, str) and shard in files for shard in places.values())
 
 
 def _check_pickle(path: Path) -> None:

@@ -598,6 +598,17 @@ def test_verify_goes_on_after_a_file_that_is_listed_and_malformed(first: First, 
     assert f"missing: {gone}" in done.out
 
 
+def test_a_checksum_of_another_bundle_is_none(first: First, tmp_path: Path) -> None:
+    """A build that was killed between the bundle and its checksum leaves that of an older one, or half of one."""
+    other = first.stack.fresh(tmp_path / "other")
+    other.build().ok()
+    beside, digest = other.bundle.with_name(f"{other.bundle.name}.sha256"), other.digest()
+    for text in (f"{'0' * 64}  another.tar.zst\n", "", digest[:20]):
+        beside.write_text(text)
+        assert "up to date" not in other.build().ok().out
+        assert other.digest() == digest
+
+
 def test_a_layer_whose_facts_are_lost_is_made_again(first: First, tmp_path: Path) -> None:
     """Without them its requirements and imports would go unproven."""
     other = first.stack.fresh(tmp_path / "other")

@@ -118,3 +118,14 @@ def test_every_order_of_ends_runs_each_step_once_after_its_needs(seed):
         graph.finish(ended)
         done.append(ended)
     assert sorted(done) == sorted(needs)
+
+
+def test_asking_again_is_not_losing_a_worker():
+    graph = made("plan")
+    graph.start("plan")
+    graph.again("plan", anew=True)
+    graph.start("plan")
+    assert graph.starts("plan") == 1
+    graph.again("plan")
+    graph.start("plan")
+    assert graph.starts("plan") == 2

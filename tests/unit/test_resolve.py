@@ -463,3 +463,20 @@ def test_several_at_once(installed: Path, place: Place) -> None:
     assert place.cache
     left = [path.name for path in place.cache.rglob("*") if path.name.startswith(".new.")]
     assert left == []
+
+
+def test_a_record_of_another_revision_is_not_believed(place: Place) -> None:
+    snapshot(place.bundled, "org/name", revision="b" * 40, main="b" * 40)
+    record(resolve("org/name", place), place)
+    assert recalled("org/name", place)[0]
+    snapshot(place.bundled, "org/name", revision="c" * 40, main="c" * 40)
+    assert recalled("org/name", place) == (None, [])
+
+
+def test_a_record_of_the_cache_is_not_believed_when_the_hub_is_to_be_asked(place: Place, tmp_path: Path) -> None:
+    snapshot(tmp_path, "org/name")
+    cached = with_environ(place, HF_HUB_CACHE=str(tmp_path))
+    record(resolve("org/name", cached), cached)
+    assert recalled("org/name", cached)[0]
+    assert recalled("org/name", with_environ(place, HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE="0"))[0] is None
+    assert recalled("org/name", with_environ(place, HF_HUB_CACHE=str(tmp_path / "other")))[0] is None

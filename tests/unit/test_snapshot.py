@@ -203,3 +203,13 @@ def test_every_dtype_and_padding(tmp_path: Path) -> None:
               "new": {"dtype": "F2_E1M0", "shape": [8], "data_offsets": [3, 5]}}  # fmt: skip
     path.write_bytes(raw_safetensors(json.dumps(header).encode() + b"   ", bytes(5)))
     assert tensor_names(path) == {"half", "none", "new"}
+
+
+def test_the_index_of_a_format_that_was_not_downloaded(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "model")
+    index = {"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert faults(str(folder), deep=False) == []
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    assert {one["id"] for one in faults(str(folder), deep=False)} == {"model.shard"}
