@@ -84,7 +84,7 @@ def matrix(*, recipes: tuple[str, ...], sms: tuple[str, ...], isas: tuple[str, .
         settings=options.settings(kwargs), output=kwargs["output"].absolute(),
     )  # fmt: skip
     aimed = aims(Ask(order=order, recipes=recipes, sms=sms, isas=isas, shard=shard))
-    site = Site(cores=kwargs["jobs"], on=kwargs["on"], keep_going=kwargs["keep_going"],
+    site = Site(cores=options.threads(kwargs), on=kwargs["on"], keep_going=kwargs["keep_going"],
                 memory=int(kwargs["memory"] * 1e9) if kwargs["memory"] else memory_for_steps())  # fmt: skip
     with _drawn(as_json=as_json) as view:
         report = compose_matrix(aimed, store, site, view.told, view.heard)

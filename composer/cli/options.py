@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from click.core import ParameterSource
 
 from composer.cli.duration import Duration
 from composer.errors import RecipeError
@@ -51,7 +50,7 @@ WORK = (
     click.option("--wheelhouse", "wheelhouses", type=PATH, multiple=True, help="A folder of wheels to use first."),
     click.option("--locked", is_flag=True, help="Fail when the recipe changed after it was locked."),
     click.option("--frozen", is_flag=True, help="Use the lock as it is, without a look at the recipe."),
-    click.option("--jobs", "-j", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)),
+    click.option("--jobs", "-j", type=click.IntRange(1),
                  help="Threads, and compilers at a time. Default: the cores this process may use."),
     click.option("--debug", is_flag=True, help="Show tracebacks."),
 )  # fmt: skip
@@ -89,19 +88,23 @@ def lock_options(kwargs: dict[str, Any]) -> LockOptions:
 
 def request(kwargs: dict[str, Any]) -> Request:
     """What the user asked for. Threads are as many as there are cores; compilers only if the user says how many."""
-    given = click.get_current_context().get_parameter_source("jobs") is ParameterSource.COMMANDLINE
     return Request(
         recipe=kwargs["recipe"], sm=kwargs["sm"], gpus=kwargs["gpus"], isa=kwargs["isa"], variant=kwargs["variant"],
         python=kwargs["python"], torch=kwargs["torch"],
-        no_binary=kwargs["no_binary"], budget=kwargs["budget"], jobs=kwargs["jobs"] if given else None,
+        no_binary=kwargs["no_binary"], budget=kwargs["budget"], jobs=kwargs["jobs"],
         lock=lock_options(kwargs),
         wheelhouses=kwargs["wheelhouses"], private=kwargs.get("slim") == "all", overlays=kwargs["overlays"],
     )  # fmt: skip
 
 
+def threads(kwargs: dict[str, Any]) -> int:
+    """--jobs, or the cores that this process may use."""
+    return kwargs["jobs"] or len(os.sched_getaffinity(0))
+
+
 def settings(kwargs: dict[str, Any]) -> Settings:
     """How to work."""
-    return Settings(jobs=kwargs["jobs"], offline=kwargs["offline"], wheelhouses=kwargs["wheelhouses"],
+    return Settings(jobs=threads(kwargs), offline=kwargs["offline"], wheelhouses=kwargs["wheelhouses"],
                     imports=kwargs.get("imports", True))  # fmt: skip
 
 
