@@ -17,14 +17,17 @@ import argparse
 import json
 import math
 import os
+import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import PREFIX, service_health
+from . import service_files as files
 from .service_plain import Plain
 from .service_spec import (
     PLAIN,
+    SERVE,
     SYSTEM,
     USER,
     Service,
@@ -38,7 +41,6 @@ from .service_spec import (
 from .service_systemd import Systemd, booted, user_manager
 
 FAILED, STOPPED, ABSENT, INTERRUPTED, NOT_HEALTHY = 1, 3, 4, 130, 150
-_PROGRAM = "sglang-serve"
 _DEFAULT = "sglang"
 
 
@@ -72,11 +74,15 @@ def status(name: str, scope: str | None) -> tuple[dict[str, Any], int]:
 def _health(keeper: Systemd | Plain, name: str) -> dict[str, str]:
     """Where it listens and what it answers; nothing to who may not read the settings."""
     try:
-        host, port = service_health.address(keeper.environment(name))
+        host, port = _address(keeper, name)
     except ServiceError:
         return {}
     shown = f"[{host}]" if ":" in host else host
     return {"address": f"http://{shown}:{port}", "health": service_health.ask(host, port)}
+
+
+def _address(keeper: Systemd | Plain, name: str) -> tuple[str, int]:
+    return service_health.address({**files.given(), **keeper.environment(name)}, keeper.command(name))
 
 
 def _status_of(facts: dict[str, Any]) -> int:
@@ -100,8 +106,8 @@ def _status_lines(facts: dict[str, Any]) -> str:
 
 def _service(asked: argparse.Namespace) -> Service:
     prefix = stable_prefix(check_path(os.path.abspath(asked.prefix), "--prefix"))
-    program = check_path(asked.program, "--program") if asked.program else os.path.join(prefix, "bin", _PROGRAM)
-    arguments = tuple(asked.arguments[1:] if asked.arguments[:1] == ["--"] else asked.arguments)
+    program = check_path(asked.program, "--program") if asked.program else os.path.join(prefix, "bin", SERVE)
+    arguments = tuple(_words(asked))
     if not all(one.isprintable() for one in arguments):
         raise ServiceError("an argument of the server has characters that are not printable")
     return Service(
@@ -109,6 +115,12 @@ def _service(asked: argparse.Namespace) -> Service:
         writable=tuple(check_path(one, "--writable") for one in asked.writable), start=asked.start_timeout,
         stop=asked.stop_timeout,
     )  # fmt: skip
+
+
+def _words(asked: argparse.Namespace) -> list[str]:
+    """What stands behind `--`."""
+    words: list[str] = asked.arguments
+    return words[1:] if words[:1] == ["--"] else words
 
 
 def _variables(pairs: Sequence[str]) -> dict[str, str]:
@@ -141,12 +153,29 @@ def _install(asked: argparse.Namespace) -> int:
 
 
 def _wait(asked: argparse.Namespace) -> int:
-    """In a unit the settings are in the environment already."""
+    """In a unit the settings are in the environment already, and the command is given."""
+    gone = _main_process()
     keeper = find(asked.name, asked.scope) if asked.named else None
-    host, port = service_health.address(keeper.environment(asked.name) if keeper else os.environ)
-    if service_health.wait(host, port, asked.timeout):
+    host, port = _address(keeper, asked.name) if keeper else service_health.address(os.environ, _words(asked))
+    if service_health.wait(host, port, asked.timeout, gone):
         return 0
+    if gone():
+        raise ServiceError("the server has ended before it was healthy")
     raise ServiceError(f"no healthy server at {host} port {port} after {asked.timeout:g} s")
+
+
+def _main_process() -> Callable[[], bool]:
+    """Whether the unit's main process is gone: until ExecStartPost= ends, systemd does not act on its end.
+
+    Asked of a file descriptor, as /proc of a unit may hide processes. Never, where that cannot be had.
+    """
+    try:
+        handle = os.pidfd_open(int(os.environ.get("MAINPID", "")))
+    except ProcessLookupError:
+        return lambda: True
+    except (OSError, ValueError):
+        return lambda: False
+    return lambda: bool(select.select([handle], [], [], 0)[0])
 
 
 def _status(asked: argparse.Namespace) -> int:
@@ -184,14 +213,21 @@ def _parser(program: str, prefix: str | None) -> argparse.ArgumentParser:
     actions.add_parser("status", help="whether it runs and serves").add_argument("--json", action="store_true")
     logs = actions.add_parser("logs", help="show what it wrote")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until interrupted")
-    logs.add_argument("-n", "--lines", type=int, default=100, help="how many; default: 100")
+    logs.add_argument("-n", "--lines", type=_count, default=100, help="how many; default: 100")
     wait = actions.add_parser("wait", help="until its /health answers well")
     wait.add_argument("--timeout", type=float, default=math.inf, metavar="S", help="default: no limit")
+    wait.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="that of the server, in a unit")
     return parser
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines")
+    return min(int(text), sys.maxsize)
+
+
 def _install_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--program", help=f"what to run; default: PREFIX/bin/{_PROGRAM}")
+    parser.add_argument("--program", help=f"what to run; default: PREFIX/bin/{SERVE}")
     parser.add_argument("--run-as", default="", metavar="USER", help="system: default: a user made for it by systemd")
     parser.add_argument("--writable", action="append", default=[], metavar="FOLDER",
                         help="system: it may write here too, besides its cache")  # fmt: skip

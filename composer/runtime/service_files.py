@@ -68,6 +68,16 @@ def settings_text(path: str, service: Service, variables: Mapping[str, str]) -> 
     return service_environment.update(_SETTINGS.format(name=service.name) if text is None else text, variables, path)
 
 
+def given() -> dict[str, str]:
+    """The environment that this process was started with; the bundle's interpreter has added to os.environ.
+
+    Without SGLANG_ variables: those of a service are its settings', whoever starts it or asks for its state.
+    """
+    with open("/proc/self/environ", "rb") as stream:
+        pairs = [os.fsdecode(pair).partition("=") for pair in stream.read().split(b"\0")]
+    return {name: value for name, equals, value in pairs if name and equals and not name.startswith("SGLANG_")}
+
+
 def environment(found: Places, name: str) -> dict[str, str]:
     """The variables of a service."""
     path = found.settings_file(name)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import IO, Any
 
@@ -68,11 +68,12 @@ class Plain:
         left = self._left(name)
         if left:
             raise ServiceError(f"{name} runs already", "Use restart.")
-        environ = {**_given(), **self.environment(name)}
-        # Without `site`, which would fix what depends on the bundle's version for all starts to come.
+        environ = {**files.given(), **self.environment(name)}
+        # Without `site`, which would fix what depends on the bundle's version for all starts to come. -B: it is `site`
+        # that keeps bytecode out of the bundle.
         child = subprocess.Popen(
-            [sys.executable, "-I", "-S", supervisor.__file__, self._folder(name)], stdin=subprocess.DEVNULL, cwd="/",
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ, start_new_session=True,
+            [sys.executable, "-I", "-S", "-B", supervisor.__file__, self._folder(name)], env=environ, cwd="/",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         with child.stdout as answer:  # type: ignore[union-attr]  # it is a pipe
             said = answer.readline().decode().strip()
@@ -90,7 +91,7 @@ class Plain:
         state = supervisor.read_state(folder)
         head = supervisor.identity_in(state, "supervisor")
         if head and supervisor.send(head, signal.SIGTERM):
-            grace = supervisor.load_plan(folder).grace
+            grace = _grace(folder)
             if not _until(lambda: not supervisor.lives(head), grace + _MORE):
                 raise ServiceError(f"the supervisor of {name}, process {head.pid}, does not end")
         self._end_orphans(name)
@@ -103,7 +104,7 @@ class Plain:
         folder = self._folder(name)
         program = supervisor.identity_in(supervisor.read_state(folder), "program")
         if program and supervisor.send(program, signal.SIGTERM):
-            _until(lambda: not supervisor.lives(program), supervisor.load_plan(folder).grace)
+            _until(lambda: not supervisor.lives(program), _grace(folder))
 
         def gone() -> bool:
             left = self._left(name)
@@ -148,12 +149,20 @@ class Plain:
         """The variables of its settings."""
         return files.environment(self._places, name)
 
+    def command(self, name: str) -> Sequence[str]:
+        """The program and its arguments; none in a damaged plan."""
+        try:
+            return supervisor.load_plan(self._folder(name)).argv
+        except ValueError:
+            return ()
 
-def _given() -> dict[str, str]:
-    """The environment that this process was started with; the bundle's interpreter has added to os.environ."""
-    with open("/proc/self/environ", "rb") as stream:
-        pairs = [os.fsdecode(pair).partition("=") for pair in stream.read().split(b"\0")]
-    return {name: value for name, equals, value in pairs if name and equals}
+
+def _grace(folder: str) -> float:
+    """Seconds; the usual ones where the plan is damaged, as a stop must still stop."""
+    try:
+        return supervisor.load_plan(folder).grace
+    except ValueError:
+        return supervisor.Plan.grace
 
 
 def _until(true: Any, seconds: float) -> bool:  # noqa: ANN401

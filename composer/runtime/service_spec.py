@@ -1,7 +1,7 @@
 """What a service of a bundle is, and where its files are."""
 
 # Folders are named by strings, as in the units and plans that they are written to.
-# ruff: noqa: PTH111, PTH113, PTH114, PTH117, PTH118, PTH120
+# ruff: noqa: PTH110, PTH111, PTH113, PTH114, PTH117, PTH118, PTH120
 
 import os
 import re
@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+#: The bundle's own server.
+SERVE = "sglang-serve"
 SYSTEM, USER, PLAIN = SCOPES = ("system", "user", "plain")
 
 
@@ -57,7 +59,7 @@ class Places:
 
 def places(scope: str, environ: Mapping[str, str]) -> Places:
     """Where the files of a scope are: systemd.unit(5) and the XDG base directory specification."""
-    home = environ.get("HOME") or os.path.expanduser("~")
+    home = _home(environ)
     config = environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
     state = environ.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state")
     if scope == SYSTEM:
@@ -67,6 +69,14 @@ def places(scope: str, environ: Mapping[str, str]) -> Places:
         settings=os.path.join(config, "compose"),
         state=os.path.join(state, "compose"),
     )
+
+
+def _home(environ: Mapping[str, str]) -> str:
+    """The user's home. That which a bundle makes for a user without one would change with every version: see
+    `composer.runtime.environment`.
+    """
+    home, cache = environ.get("HOME") or os.path.expanduser("~"), environ.get("COMPOSE_CACHE")
+    return os.path.join(os.path.dirname(cache), "home") if cache and home.startswith(f"{cache}/") else home
 
 
 def check_name(name: str) -> str:
@@ -91,6 +101,8 @@ def stable_prefix(prefix: str) -> str:
 
 def check_programs(service: Service) -> None:
     """ServiceError unless what the service runs is there."""
+    if service.program == os.path.join(service.prefix, "bin", SERVE) and not os.path.exists(service.program):
+        raise ServiceError(f"this bundle has no {SERVE}: name the server with --program")
     for program in (service.program, own_program(service)):
         if not os.access(program, os.X_OK) or not os.path.isfile(program):
             raise ServiceError(f"{program} is no program", "Give the folder of a bundle with --prefix.")

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import service_files as files
 from .service_spec import USER, Places, Service, ServiceError, places
-from .service_unit import MARK, unit
+from .service_unit import MARK, command, unit
 
 _FIELDS = ("LoadState", "ActiveState", "SubState", "MainPID", "NRestarts", "Result")
 _STATES = {"active": "running", "activating": "starting", "reloading": "running", "deactivating": "stopping",
@@ -98,20 +98,24 @@ class Systemd:
         """The variables of its settings."""
         return files.environment(self._places, name)
 
+    def command(self, name: str) -> list[str]:
+        """The program and its arguments."""
+        return command(files.read(self._unit_file(name)) or "")
+
     def _manager(self) -> Sequence[str]:
         return ["--user"] if self._user else []
 
     def _control(self, *words: str, check: bool = True) -> str:
-        command = ["systemctl", *self._manager(), *words]
+        call = ["systemctl", *self._manager(), *words]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+            done = subprocess.run(call, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         except OSError as fault:
             raise ServiceError(
                 f"systemctl cannot be run: {fault.strerror}", "Use --plain where there is no systemd."
             ) from fault
         if check and done.returncode:
             why = done.stderr.strip() or f"exit status {done.returncode}"
-            raise ServiceError(f"{' '.join(command)}: {why}", "See `compose-service logs`.")
+            raise ServiceError(f"{' '.join(call)}: {why}", "See `compose-service logs`.")
         return done.stdout
 
 

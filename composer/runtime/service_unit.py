@@ -1,5 +1,7 @@
 """The text of a systemd unit that runs a bundle's server. Every setting and its reason: docs/reference/service.md."""
 
+import shlex
+
 from .service_spec import Service, ServiceError, own_program
 from .supervisor import FINAL
 
@@ -37,6 +39,16 @@ def program(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + '"'
 
 
+def command(text: str) -> list[str]:
+    """The words of ExecStart= in a unit that `unit` wrote; none in another."""
+    line = next((one for one in text.splitlines() if one.startswith("ExecStart=")), "")
+    try:
+        words = [one.replace("%%", "%") for one in shlex.split(line.partition("=")[2])]
+    except ValueError:  # a quote that does not end, by another hand
+        return []
+    return [*words[:1], *(one.replace("$$", "$") for one in words[1:])]
+
+
 def unit(service: Service, settings: str, *, user: bool, version: int, modprobe: str | None = None) -> str:
     """The unit's text; ServiceError for a program that systemd does not run.
 
@@ -69,14 +81,14 @@ def _head(service: Service, *, user: bool) -> list[str]:
 def _process(service: Service, settings: str, version: int) -> list[str]:
     backoff = ["RestartSteps=5", "RestartMaxDelaySec=60"] if version >= _BACKOFF else []
     cache = f"%C/compose/{service.name}"
-    command = " ".join([program(service.program), *map(word, service.arguments)])
+    arguments = [word(one) for one in service.arguments]
     return [
         "[Service]", "Type=exec",
         f"Environment=WHEEL_COMPOSER_CACHE={cache} HF_HOME={cache}/huggingface",
         f"EnvironmentFile={settings.replace('%', '%%')}",
         f"CacheDirectory=compose/{service.name}",
-        f"ExecStart={command}",
-        f"ExecStartPost={program(own_program(service))} wait",
+        f"ExecStart={' '.join([program(service.program), *arguments])}",
+        f"ExecStartPost={' '.join([program(own_program(service)), 'wait --', word(service.program), *arguments])}",
         f"TimeoutStartSec={service.start}", f"TimeoutStopSec={service.stop}", "KillMode=mixed",
         "Restart=on-failure", "RestartSec=5", *backoff,
         f"RestartPreventExitStatus={' '.join(map(str, sorted(FINAL)))}",

@@ -40,8 +40,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
     def log_message(self, *_): pass
 print("value", os.environ.get("VALUE"), flush=True)
-http.server.HTTPServer(("127.0.0.1", int(os.environ["SGLANG_PORT"])), Handler).serve_forever()
+port = sys.argv[sys.argv.index("--port") + 1] if "--port" in sys.argv else os.environ["SGLANG_PORT"]
+http.server.HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
 """
+
+
+#: Where it would listen is told by the real sglang-serve.
+PROGRAM = """\
+#!/bin/sh
+if [ "$1" = --dry-run ]; then exec "{python}" -m composer.runtime.serve "$@"; fi
+exec "{python}" "{root}/server.py" "$@"
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 class Host:
@@ -55,19 +70,18 @@ class Host:
         (root / "server.py").write_text(SERVER)
         for name in ("sglang-serve", "compose-service"):
             program = self.prefix / "bin" / name
-            program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{root}/server.py" "$@"\n')
+            program.write_text(PROGRAM.format(python=sys.executable, root=root))
             program.chmod(0o755)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.env = {
             "PATH": os.environ["PATH"], "HOME": str(root), "PYTHONPATH": str(ROOT), "MARKS": str(self.marks),
         }  # fmt: skip
 
-    def service(self, *words: str, check: int | None = 0) -> str:
+    def service(self, *words: str, check: int | None = 0, **variables: str) -> str:
         code = "import sys; from composer.runtime.service import run; sys.exit(run(None, 'compose-service', None))"
         command = [sys.executable, "-c", code, "--prefix", str(self.prefix), *words]
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False, timeout=30)
+        env = {**self.env, **variables}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=30)
         assert check in (None, done.returncode), done.stderr + done.stdout
         return done.stdout + done.stderr
 
@@ -279,6 +293,7 @@ def test_installing_again_keeps_settings_made_by_hand(host):
     (["--plain", "install", "--set", "x"], "NAME=VALUE"),
     (["--plain", "install", "--set", "a b=x"], "no environment variable"),
     (["--name", "../x", "status"], "cannot be the name"),
+    (["--plain", "--prefix", "/none", "install"], "this bundle has no sglang-serve: name the server with --program"),
     (["start"], "no service sglang is installed"),
 ])  # fmt: skip
 def test_faults_are_told_in_words(host, words, text):
@@ -385,3 +400,73 @@ def test_a_line_without_end_does_not_fill_the_disk(tmp_path):
     for _ in range(1000):
         log.write(b"xxxxxxx")
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 500
+
+
+def test_a_wait_ends_with_the_main_process_of_its_unit(host):
+    main = subprocess.Popen(["sleep", "1"])
+    started = time.monotonic()
+    variables = {"MAINPID": str(main.pid), "SGLANG_PORT": str(host.port)}
+    assert "the server has ended" in host.service("wait", "--timeout", "20", check=1, **variables)
+    assert 1 <= time.monotonic() - started < 8
+    main.wait()
+    assert "the server has ended" in host.service("wait", "--timeout", "20", check=1, **variables)
+
+
+def test_a_wait_goes_on_while_the_main_process_lives(host):
+    told = host.service("wait", "--timeout", "0.5", check=1, MAINPID=str(os.getpid()), SGLANG_PORT=str(host.port))
+    assert "no healthy server" in told
+
+
+def test_a_port_of_its_arguments_is_found(host):
+    other, words = str(free_port()), ("--preflight", "--", "--port")
+    host.install(*words, other)
+    host.service("start")
+    host.service("--name", "sglang", "wait", "--timeout", "8")
+    assert host.status()[0]["address"] == f"http://127.0.0.1:{other}"
+    command = [str(host.prefix / "bin/sglang-serve"), *words, other]
+    host.service("wait", "--timeout", "8", "--", *command, SGLANG_PORT=str(host.port), SGLANG_PREFLIGHT="1")
+
+
+def test_a_port_of_further_flags_is_found(host):
+    other = free_port()
+    host.install(SGLANG_EXTRA_ARGS=f"--host 127.0.0.2 --port {other}", SGLANG_MODEL="none/such", HF_HUB_OFFLINE="1")
+    host.service("start")
+    until(lambda: host.state().get("program"))
+    assert host.status()[0]["address"] == f"http://127.0.0.2:{other}"
+
+
+def test_the_callers_settings_are_not_the_services(host):
+    host.install()
+    settings = host.root / ".config/compose/sglang.env"
+    assert "SGLANG_DTYPE" not in settings.read_text()
+    host.service("start", SGLANG_DTYPE="half", SGLANG_ANY="1", OTHER="1")
+    pid = until(lambda: host.state().get("program"))["pid"]
+    names = {pair.partition("=")[0] for pair in Path(f"/proc/{pid}/environ").read_text().split("\0")}
+    assert {"SGLANG_PORT", "OTHER"} <= names
+    assert not {"SGLANG_DTYPE", "SGLANG_ANY"} & names
+    host.env["SGLANG_HOST"] = "192.0.2.1"
+    assert host.status()[0]["address"] == f"http://127.0.0.1:{host.port}"
+
+
+def test_the_supervisor_writes_no_bytecode(host):
+    host.install()
+    host.service("start")
+    pid = supervisor.read_state(str(host.folder))["supervisor"]["pid"]
+    assert "-B" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
+def test_a_damaged_plan_does_not_keep_it_from_being_stopped(host):
+    host.install()
+    host.service("start")
+    until(lambda: host.living())
+    (host.folder / "service.json").write_text("{")
+    assert host.status()[0]["state"] == "running"
+    host.service("stop")
+    assert not host.living()
+
+
+@pytest.mark.parametrize("count", ["-1", "x", "²"])
+def test_a_number_of_lines_is_one(host, count):
+    host.install()
+    assert "is no number of lines" in host.service("logs", "-n", count, check=2)
+    host.service("logs", "-n", "9" * 30)

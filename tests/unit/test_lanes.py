@@ -120,7 +120,10 @@ def test_an_edit_takes_the_place_of_the_recipes_own() -> None:
     data = {
         "schema": 1, "summary": "x",
         "requires": [{"name": "flashinfer-python", "to": "flashinfer-python==0.6.6", "reason": "x"}],
+        "component": [{"name": "flashinfer-python", "version": "0.6.6"}],
     }  # fmt: skip
+    with pytest.raises(RecipeError, match="contradicts the component's version"):
+        overlaid(recipe, {"more": parse_overlay({**data, "component": []}, recipe, "more.toml")})
     changed = overlaid(recipe, {"more": parse_overlay(data, recipe, "more.toml")})
     assert [one.to for one in changed.requires if one.name == "flashinfer-python"] == ["flashinfer-python==0.6.6"]
     assert len(changed.requires) == len(recipe.requires)

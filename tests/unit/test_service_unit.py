@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from composer.runtime.service_spec import Service, ServiceError, check_name, check_path, stable_prefix
-from composer.runtime.service_unit import MARK, program, unit, word
+from composer.runtime.service_spec import PLAIN, Service, ServiceError, check_name, check_path, places, stable_prefix
+from composer.runtime.service_unit import MARK, command, program, unit, word
 
 ANALYZE = shutil.which("systemd-analyze")
 needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="needs systemd-analyze")
@@ -130,3 +130,22 @@ def test_names_that_are_no_file_or_unit_names(name):
 def test_paths_that_no_line_can_hold(path):
     with pytest.raises(ServiceError, match="no absolute path"):
         check_path(path, "--prefix")
+
+
+def test_the_command_is_read_from_a_unit_again(bundle):
+    service = replace(bundle, arguments=("--", "--x", '{"a": "$b %c $$ %%"}', "\\d é'", ""))
+    text = unit(service, "/e", user=False, version=252)
+    assert command(text) == [service.program, *service.arguments]
+    assert command("[Unit]\n") == command('ExecStart="/a') == []
+
+
+def test_the_wait_of_a_unit_is_told_the_command(bundle):
+    text = unit(replace(bundle, arguments=("--profile", "p")), "/e", user=False, version=252)
+    (post,) = [line for line in text.splitlines() if line.startswith("ExecStartPost=")]
+    assert post.endswith(f'/bin/compose-service" wait -- {word(bundle.program)} "--profile" "p"')
+
+
+def test_the_place_of_a_user_without_home_outlives_an_upgrade():
+    found = {places(PLAIN, {"HOME": f"/c/{key}/home", "COMPOSE_CACHE": f"/c/{key}"}) for key in ("one", "two")}
+    assert {(one.settings, one.state) for one in found} == {("/c/home/.config/compose", "/c/home/.local/state/compose")}
+    assert places(PLAIN, {"HOME": "/home/ada", "COMPOSE_CACHE": "/c/one"}).settings == "/home/ada/.config/compose"
