@@ -34,7 +34,7 @@ def make_bundle(
                 for one in done]  # fmt: skip
         return Manifest(
             name=output.name.removesuffix(".tar.zst"), fingerprint=fingerprint_of(done), composer="0", recipe={},
-            lock="", target={"machine": os.uname().machine, "python": "3.12"}, python="3.12", interpreter="host",
+            lock="", target={"machine": os.uname().machine, "python": "3.12", "sm": "90"}, python="3.12", interpreter="host",
             torch="wheel", serve=None, floors=floors or {}, checks=[], left_out=[], warnings=[], layers=told,
         )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -153,7 +152,7 @@ def fetch(*, output: Path | None, **kwargs: Any) -> None:  # noqa: ANN401
 @click.argument("bundle", type=options.PATH)
 @click.option("--imports/--no-imports", default=True, show_default=True, help="Import modules in a child process.")
 @click.option("--notes", is_flag=True, help="List the notes, too, not only how many there are.")
-@click.option("--jobs", "-j", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)))
+@options.JOBS
 @click.option("--json", "as_json", is_flag=True, help="Print findings as JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def verify(*, bundle: Path, imports: bool, notes: bool, jobs: int, as_json: bool,

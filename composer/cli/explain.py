@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import msgspec
 
-from composer.cli import render
+from composer.cli import options, render
 from composer.errors import VerifyError
 from composer.proofs.closure import LOADED_AT_START, dlopened, program_of
 from composer.proofs.explain import Explanation, Need, explain
@@ -25,8 +24,7 @@ _HOSTS = {
 @click.command("explain")
 @click.argument("name", metavar="LIBRARY")
 @click.argument("path", type=click.Path(path_type=Path), metavar="BUNDLE|FOLDER")
-@click.option("--jobs", "-j", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)),
-              help="Threads. Default: the cores this process may use.")  # fmt: skip
+@options.JOBS
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def explain_library(*, name: str, path: Path, jobs: int, as_json: bool, debug: bool) -> None:  # noqa: ARG001

@@ -29,13 +29,7 @@ def model() -> None:
     help="model.tar, which hosts read without any program, or model.tar.zst, a fifth smaller for BF16.",
 )
 @click.option("--name", default="", metavar="ORG/NAME", help="What the model is called, if its folder does not tell.")
-@click.option(
-    "--jobs",
-    "-j",
-    type=click.IntRange(1),
-    default=lambda: len(os.sched_getaffinity(0)),
-    help="Threads. Default: the cores this process may use.",
-)
+@options.JOBS
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def bundle(*, source: str, output: Path, name: str, jobs: int, debug: bool) -> None:  # noqa: ARG001
     """Check a model of the local Hugging Face cache, or any folder with one, and pack it. Nothing is downloaded."""

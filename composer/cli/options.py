@@ -21,6 +21,9 @@ from composer.steps.plan import LEVELS, SLIM, Options
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
+#: Threads of a command that needs no more than their number.
+JOBS = click.option("--jobs", "-j", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)),
+                    help="Threads. Default: the cores this process may use.")  # fmt: skip
 #: What the stack is made from.
 STACK = (
     click.option("--python", metavar="VERSION|PATH|host[:VERSION]",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -24,13 +23,7 @@ _PLAIN_HTTP = click.option("--plain-http", is_flag=True,
 @click.argument("bundle", type=options.PATH)
 @click.argument("address", metavar="oci://REGISTRY/REPOSITORY[:TAG]")
 @_PLAIN_HTTP
-@click.option(
-    "--jobs",
-    "-j",
-    type=click.IntRange(1),
-    default=lambda: len(os.sched_getaffinity(0)),
-    help="Threads that hash. Default: the cores this process may use.",
-)
+@options.JOBS
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def push(*, bundle: Path, address: str, plain_http: bool, jobs: int, as_json: bool,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -27,13 +26,7 @@ _SUFFIX = ".tar.zst"
     metavar="DIR",
     help="Keep several: unpack into DIR/releases/NAME-FINGERPRINT and switch DIR/current to it.",
 )
-@click.option(
-    "--jobs",
-    "-j",
-    type=click.IntRange(1),
-    default=lambda: len(os.sched_getaffinity(0)),
-    help="Threads. Default: the cores this process may use.",
-)
+@options.JOBS
 @click.option("--any-host", is_flag=True, help="Though this host is older than the bundle needs, or has another GPU.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def unpack(*, bundle: Path, dest: Path | None, root: Path | None, jobs: int, any_host: bool,

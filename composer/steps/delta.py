@@ -187,6 +187,8 @@ def apply_delta(old: Path, delta: Path, output: Path, *, listener: Listener) -> 
         if (made, read) != (header.new.sha256, trailer):
             raise _blame(old, delta, header, is_delta_whole=read == trailer)
         open_bundle(Path(out.name))
+        # As `pack` does: an older bundle's must not stay beside this one.
+        checksum_path(output).unlink(missing_ok=True)
     write_atomic(checksum_path(output), f"{header.new.sha256}  {output.name}\n".encode())
     listener(Event(step="apply", subject=output.name, finished=True))
     return header.new

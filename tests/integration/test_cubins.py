@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def built(first: First, tmp_path_factory: pytest.TempPathFactory) -> Stack:
     with Index() as index:
         serve(index, {**wheels(), FILENAME: WHEEL})
         folder = tmp_path_factory.mktemp("cubins")
-        stack = cold(first.stack, folder).fresh(folder, index_url=index.url, store=first.stack.store)
+        stack = cold(first.stack, folder).fresh(folder, index_url=index.url)
+        shutil.copytree(first.stack.store, stack.store)
         stack.edit(REST, COMPONENT + REST)
         stack.compose("lock", str(stack.recipe)).ok()
         stack.build().ok()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -136,3 +139,30 @@ def test_the_tree_returns_when_the_second_pass_fails(prefix, tmp_path):
     assert [one for one in found if one[1] == "error"] == []
     assert copy.is_dir()
     assert not (copy / "bin").exists()
+
+
+SLOW = """
+import pathlib, time
+pathlib.Path({!r}).touch()
+time.sleep(60)
+"""
+CHECK = """
+import sys
+from pathlib import Path
+from composer.model.manifest import Check; from composer.proofs.imports import check_imports
+check_imports(Path(sys.argv[1]), [Check(module=name, needs_driver=False) for name in ("slow", "good", "good2")])
+"""
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["the process alone", "its whole group, as a terminal does"])
+def test_an_interrupt_ends_it_at_once(prefix, tmp_path, group):
+    """Not after the module that is under way, and not after those that follow."""
+    write(prefix, "slow", SLOW.format(str(tmp_path / "begun")))
+    write(prefix, "good2", "")
+    child = subprocess.Popen([sys.executable, "-c", CHECK, prefix], start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 40
+    while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (tmp_path / "begun").exists()
+    (os.killpg if group else os.kill)(child.pid, signal.SIGINT)
+    assert child.wait(20) != 0
