@@ -19,7 +19,7 @@ from composer.formats.dlopen import MOST, Dlopen, dlopen_notes
 Kind = Literal["none", "relocatable", "executable", "shared", "core", "other"]
 
 _MAGIC = b"\x7fELF"
-_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 190: "cuda", 243: "riscv"}
+_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 190: "cuda", 224: "amdgpu", 243: "riscv"}
 _KINDS: Mapping[int, Kind] = {0: "none", 1: "relocatable", 2: "executable", 3: "shared", 4: "core"}
 _ET_DYN = 3
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_NOTE = 1, 2, 3, 4

@@ -21,6 +21,7 @@ _BAD_BITS = ((0o6000, "runs with the rights of its owner or group"), (0o002, "an
 #: Modules that CPython's `site` imports by name at every start, wherever they come from.
 _AT_START = ("sitecustomize", "usercustomize")
 _SHOWN_FAULTS = 5
+_GPU_CODE = (("cuda", 64), ("amdgpu", 64))
 _SHARED = re.compile(r"/(?:__init__\.py|__pycache__/__init__\.[a-z0-9-]+\.pyc)\Z")
 
 
@@ -101,7 +102,7 @@ def check_machine(objects: Mapping[str, Elf], machine: str) -> tuple[Finding, ..
             fix="Prune it, or take the wheel for that machine.",
         )
         for path, elf in sorted(objects.items())
-        if (elf.dynamic or elf.kind == "executable") and (elf.machine, elf.bits) not in ((machine, 64), ("cuda", 64))
+        if (elf.dynamic or elf.kind == "executable") and (elf.machine, elf.bits) not in ((machine, 64), *_GPU_CODE)
     )  # fmt: skip
 
 

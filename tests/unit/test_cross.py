@@ -49,8 +49,9 @@ def test_programs_count_and_what_only_a_linker_reads_does_not() -> None:
     assert [one.subject for one in check_machine({"bin/a": program, "a.o": relocatable}, "aarch64")] == ["bin/a"]
 
 
-def test_gpu_code_is_for_no_host() -> None:
-    assert check_machine({"a.cubin": replace(X86, machine="cuda", kind="executable")}, "aarch64") == ()
+@pytest.mark.parametrize("gpu", ["cuda", "amdgpu"])
+def test_gpu_code_is_for_no_host(gpu: str) -> None:
+    assert check_machine({"a.cubin": replace(X86, machine=gpu, kind="executable")}, "aarch64") == ()
 
 
 # --- what is left to the host -----------------------------------------------------------------------------------------
