@@ -15,7 +15,8 @@ from composer.errors import FetchError, HostError
 from composer.formats.wheel import parse_wheel_name
 from composer.model.estimate import Estimate, Machine, Record, build_work, estimate, parse_records, spoken_time
 from composer.model.lock import LockedPackage
-from composer.steps.fetch import artifact_path, find_sdist, is_reachable
+from composer.steps.artifact import artifact_path
+from composer.steps.download import find_sdist, is_reachable
 from composer.steps.load import _parse, _read, data_root
 from composer.steps.source import BuiltWheel, Job, find_built
 from composer.steps.source_machine import check_room, memory_here
@@ -87,7 +88,7 @@ def machine_here(store: Store) -> Machine:
 def estimate_build(job: Job) -> Estimate:
     """What a build, or what is left of it, will take here."""
     request = job.request
-    work = build_work(request.component, request.target, request.gpus, jobs=job.jobs, done=share_done(job))
+    work = build_work(request.component, request.target, jobs=job.jobs, done=share_done(job))
     return estimate((*records_here(job.store), *load_records()), [work], machine_here(job.store))
 
 

@@ -14,11 +14,11 @@ from packaging.utils import canonicalize_name
 
 from composer._fs import write_atomic
 from composer.errors import LockError
-from composer.model.lock import Lock, LockedPackage, is_sdist, render_lock
+from composer.model.lock import Lock, LockedPackage, is_sdist, lock_name, render_lock
 from composer.model.recipe import Component, Recipe
 from composer.model.source import Build
 from composer.model.target import Target
-from composer.steps.fetch import find_sdist
+from composer.steps.download import find_sdist
 from composer.steps.load import LoadedRecipe
 from composer.steps.locks import LockOptions, read_lock
 from composer.steps.resolve import Exclude, ResolveRequest, resolve
@@ -47,7 +47,7 @@ def ensure_build_lock(loaded: LoadedRecipe, component: Component, build: Build, 
     if options.mode != "auto" or options.offline:
         raise LockError(
             "does not fit the recipe any more" if lock else "there is no lock of this build", where=str(path),
-            fix=f"Run `compose lock {loaded.spelling}` where an index can be reached.",
+            fix=f"Run `{loaded.lock_command}` where an index can be reached.",
         )  # fmt: skip
     return _write(loaded.recipe, component, build, request, path)
 
@@ -55,7 +55,7 @@ def ensure_build_lock(loaded: LoadedRecipe, component: Component, build: Build, 
 def renew_build_locks(loaded: LoadedRecipe, python: str, machine: str) -> Iterator[tuple[Path, Lock]]:
     """Resolve what the builds of a recipe require, anew, for one Python and machine."""
     recipe = loaded.recipe
-    target = Target(sm=recipe.sm[0], isa="", cuda=recipe.cuda, python=python, machine=machine)
+    target = Target(sms=recipe.sm, isa="", cuda=recipe.cuda, python=python, machine=machine)
     for component in recipe.component:
         if (build := component.build) is not None:
             path = build_lock_path(loaded, component.name, python, machine)
@@ -89,7 +89,7 @@ def _request(recipe: Recipe, component: Component, build: Build, target: Target,
     pinned = tuple(f"{one.name}=={one.version}" for one in recipe.component if one.version and one.name in asked)
     platforms = tuple(one for one in target.platforms if _glibc(one) <= _TOOLS_GLIBC)
     request = ResolveRequest(
-        name=path.name.removeprefix("pylock.").removesuffix(".toml"), recipe="", python=target.python,
+        name=lock_name(path), recipe="", python=target.python,
         machine=target.machine, platforms=platforms, roots=build.requires, constraints=pinned,
         excludes=tuple(Exclude(name=one, reason=_UNNEEDED) for one in build.unneeded),
         pins={one.name: one.index for one in recipe.component if one.index != "pypi"}, indexes=recipe.indexes,

@@ -24,10 +24,11 @@ from composer.errors import BuildError, CollisionError, FetchError, HostError, L
 from composer.events import Event, Listener
 from composer.formats.nvcc import HostLimits, driver_functions
 from composer.formats.wheel import read_wheel, verified_stream
-from composer.model.lock import Artifact, Lock, render_lock
+from composer.model.lock import Artifact, Lock, lock_name, render_lock
 from composer.model.target import Target
 from composer.model.toolchain import PinnedToolchain
-from composer.steps.fetch import Fetched, FetchEvent, artifact_path, fetch
+from composer.steps.artifact import artifact_path
+from composer.steps.fetch import Fetched, FetchEvent, fetch
 from composer.steps.host_compiler import HostCompiler
 from composer.steps.load import data_root
 from composer.steps.locks import read_lock
@@ -116,9 +117,9 @@ def renew_toolchain_lock(name: str, spec: PinnedToolchain, machine: str) -> tupl
     """Resolve a toolchain's wheels again and write their lock. Raises what `resolve` raises."""
     path = lock_path(name, machine)
     lock = resolve(ResolveRequest(
-        name=path.name.removeprefix("pylock.").removesuffix(".toml"), recipe=_lock_digest(spec, machine),
+        name=lock_name(path), recipe=_lock_digest(spec, machine),
         python=_PYTHON, machine=machine, roots=spec.requires, constraints=spec.constraints,
-        platforms=Target(sm=90, isa="", cuda=spec.cuda, python=_PYTHON, machine=machine).platforms,
+        platforms=Target(sms=(90,), isa="", cuda=spec.cuda, python=_PYTHON, machine=machine).platforms,
     ))  # fmt: skip
     write_atomic(path, render_lock(lock).encode())
     return lock, path

@@ -18,8 +18,10 @@ import pytest
 
 from composer.errors import FetchError, HostError, IntegrityError
 from composer.model.lock import Artifact, LockedPackage
-from composer.steps import fetch as fetch_step
-from composer.steps.fetch import FetchEvent, Limits, artifact_path, export_wheelhouse, fetch
+from composer.steps import download as download_step
+from composer.steps.artifact import artifact_path
+from composer.steps.download import Limits
+from composer.steps.fetch import FetchEvent, export_wheelhouse, fetch
 from composer.steps.load import LocalFile
 from tests import servers
 from tests.servers import File, Index
@@ -160,14 +162,14 @@ def test_n02_other_bytes_of_the_same_length(index: Index, tmp_path: Path) -> Non
 
 def test_n03_never_reads_past_the_locked_size(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     most = 0
-    append = fetch_step._Part.append
+    append = download_step._Part.append
 
-    def watched(self: fetch_step._Part, chunk: bytes) -> None:
+    def watched(self: download_step._Part, chunk: bytes) -> None:
         nonlocal most
         append(self, chunk)
         most = max(most, self.length)
 
-    monkeypatch.setattr(fetch_step._Part, "append", watched)
+    monkeypatch.setattr(download_step._Part, "append", watched)
     index.faults[NAME] = servers.endless
     with pytest.raises(IntegrityError, match="more than 200000 bytes"):
         fetch_alpha(tmp_path)

@@ -15,7 +15,7 @@ from composer.formats.cubin import Cubin
 from composer.formats.elf import read_elf
 from composer.formats.gpu_code import read_gpu_code
 from composer.formats.symbols import defined_symbols, undefined_symbols
-from composer.steps.fetch import artifact_path
+from composer.steps.artifact import artifact_path
 from composer.steps.objects import objects
 from composer.steps.toolchain import find_candidate
 from composer.store import Store
