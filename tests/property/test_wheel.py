@@ -46,7 +46,7 @@ EXPECTED = drain(WHEEL)
 cuts = st.tuples(st.integers(0, len(WHEEL)), st.integers(0, 40), st.binary(max_size=40))
 
 
-@settings(max_examples=200, deadline=1000)
+@settings(max_examples=200, deadline=5000)
 @given(st.lists(cuts, min_size=1, max_size=4))
 def test_mutant_is_refused_or_reads_the_same(mutations: list[tuple[int, int, bytes]]) -> None:
     data = WHEEL
@@ -59,7 +59,7 @@ def test_mutant_is_refused_or_reads_the_same(mutations: list[tuple[int, int, byt
     assert contents == EXPECTED
 
 
-@settings(max_examples=100, deadline=1000)
+@settings(max_examples=100, deadline=5000)
 @given(st.dictionaries(paths, st.binary(max_size=200), max_size=8), st.booleans())
 def test_any_good_wheel_is_read_back(files: dict[str, bytes], zip64: bool) -> None:
     data = build_wheel("demo", "1.0", files, zip64=zip64)
@@ -107,7 +107,7 @@ def test_record_round_trips(table: dict[str, RecordRow]) -> None:
     assert parse_record(render_record(table)) == table
 
 
-@settings(max_examples=200, deadline=1000)
+@settings(max_examples=200, deadline=5000)
 @given(st.binary(max_size=200))
 def test_parsers_raise_wheel_error_alone(data: bytes) -> None:
     for parse in (parse_record, requires_dist):
