@@ -55,8 +55,9 @@ class Parts:
 
     fatbins: containers of `.nv_fatbin`; relinkable: of `__nv_relfatbin`; both with a wrapper each, in this order, those
     at the places `device_linked` with version 2. items: of `.cask_resource`, each gets its tail of 8 zero bytes.
-    unwrapped: indices of wrappers to leave out. before: bytes of `.rodata` ahead of the GPU code. extra: assembly;
-    `fatbin_N`, `relinkable_N`, `wrapper_N`, `item_N` and `before_0` are labels there.
+    unwrapped: indices of wrappers to leave out. align: of each container, in bytes: 8, or 256 on AArch64. before: bytes
+    of `.rodata` ahead of the GPU code. extra: assembly; `fatbin_N`, `relinkable_N`, `wrapper_N`, `item_N` and
+    `before_0` are labels there.
     """
 
     fatbins: Sequence[bytes] = ()
@@ -64,6 +65,7 @@ class Parts:
     device_linked: Sequence[int] = ()
     items: Sequence[bytes] = ()
     unwrapped: Sequence[int] = ()
+    align: int = 8
     before: bytes = b""
     extra: str = ""
 
@@ -117,7 +119,7 @@ def _assembly(parts: Parts, path: Path) -> str:
         if contents:
             lines += [f'.section {section},"a",%progbits', ".p2align 3"]
         for index, content in enumerate(contents):
-            lines += [f"{name}_{index}:", _bytes(content, path, f"{name}{index}")]
+            lines += [f".balign {parts.align}", f"{name}_{index}:", _bytes(content, path, f"{name}{index}")]
     labels = [f"fatbin_{index}" for index in range(len(parts.fatbins))]
     labels += [f"relinkable_{index}" for index in range(len(parts.relinkable))]
     lines += _resource(parts, path)

@@ -33,6 +33,7 @@ _WRAPPER_MAGIC = 0x466243B1
 _WRAPPER_VERSIONS = (1, DEVICE_LINKED)
 _MACHINES = ("x86_64", "aarch64")
 _MOST_DOUBTS = 10
+_ALIGN, _MOST_ALIGN = 8, 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +53,17 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
-    """A section that holds containers: file offset, address and size in bytes. items: only of `.cask_resource`."""
+    """A section that holds containers: file offset, address and size in bytes. items: only of `.cask_resource`.
+
+    align: what the address of every container is a multiple of: 8 on x86_64 and 256 on AArch64, with zeros between
+    them (measured in every library of both stacks); 1 in `.cask_resource`, whose items leave no room.
+    """
 
     name: str
     offset: int
     address: int
     size: int
+    align: int = 1
     containers: tuple[Container, ...]
     items: tuple[Item, ...] = ()
 
@@ -175,7 +181,8 @@ class _Draft:
                 containers = () if name == RESOURCE else self._containers(section)
                 self._place(section, containers)
                 self.regions.append(Region(
-                    name=name, offset=section.offset, address=section.address, size=section.size, containers=containers,
+                    name=name, offset=section.offset, address=section.address, size=section.size,
+                    align=_alignment(section, containers), containers=containers,
                 ))  # fmt: skip
         if self.regions and self.elf.kind not in ("shared", "executable"):
             self.doubts.append(f"it is a {self.elf.kind} object, which no loader has relocated")
@@ -328,6 +335,13 @@ class _Draft:
         except ElfError as fault:
             self._doubt(fault)
             return frozenset()
+
+
+def _alignment(section: Section, containers: Iterable[Container]) -> int:
+    """The section's alignment if it is one, and each container's, too; else that of a container."""
+    starts = [one.start - section.offset + section.address for one in containers]
+    is_one = _ALIGN <= section.align <= _MOST_ALIGN and section.align.bit_count() == 1
+    return section.align if is_one and not any(start % section.align for start in starts) else _ALIGN
 
 
 def _pairs(region: Region, pointers: Mapping[int, Pointer]) -> list[tuple[Pointer, Pointer]]:

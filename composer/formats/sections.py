@@ -19,7 +19,7 @@ _MOST_OVERLAP = 4
 
 
 class Section(NamedTuple):
-    """One section: name, sh_type, sh_flags; address, file offset and size in bytes."""
+    """One section: name, sh_type, sh_flags; address, file offset, size and alignment in bytes."""
 
     name: str
     kind: int
@@ -27,6 +27,7 @@ class Section(NamedTuple):
     address: int
     offset: int
     size: int
+    align: int
 
     @property
     def allocated(self) -> bool:
@@ -74,7 +75,16 @@ def read_sections(buffer: Readable, where: str) -> SectionTable:
     rows = [reader.unpack("2I4Q2I2Q", start + index * size) for index in range(count)]
     texts, texts_end = rows[names][4], rows[names][4] + rows[names][5]
     found = tuple(
-        Section(reader.text(texts + row[0], min(texts + row[0] + _MOST_NAME, texts_end)), *row[1:6]) for row in rows
+        Section(
+            name=reader.text(texts + row[0], min(texts + row[0] + _MOST_NAME, texts_end)),
+            kind=row[1],
+            flags=row[2],
+            address=row[3],
+            offset=row[4],
+            size=row[5],
+            align=row[8],
+        )
+        for row in rows
     )
     for section in found:
         if section.end > reader.size:

@@ -5,7 +5,7 @@ with a new size, an image is moved as it is, and a container of which nothing st
 driver treats as one with images for other GPUs only. The pointers follow, by their relocations. What is then free at
 the region's end leaves the file (see `elf_cut`), and the region's section ends where its last container does. A
 container that is pinned stays in its place with all its images, and so does all that comes before it: a gap between
-containers would be read as the end of them.
+containers, more than their alignment needs, would be read as the end of them.
 
 Where a pointer is not proven, the GPU code stays as it was; where the free bytes cannot leave, they become zeros.
 """
@@ -222,10 +222,12 @@ class _Packer:
         units = units or [(one.start, one.end, one) for one in region.containers]
         stay = max((end for start, end, _ in units if start in self.code.pinned), default=region.offset)
         at = units[0][0] if units else region.offset
-        new = []
+        new, behind = [], at
         for start, end, container in units:
-            new.append(start if end <= stay else at)
+            at = start if end <= stay else self._aligned(region, behind, start, at)
+            new.append(at)
             at = self._stays(container, end) if end <= stay else self._unit(start, end, container, at)
+            behind = end
         region_end = region.offset + region.size
         if units and at < units[-1][1]:
             self.free.append(Span(at, region_end))
@@ -234,6 +236,13 @@ class _Packer:
     def _stays(self, container: Container | None, end: int) -> int:
         self.kept += container.entries if container else ()
         return end
+
+    def _aligned(self, region: Region, behind: int, start: int, at: int) -> int:
+        """Where what begins at `start`, after what ended at `behind`, may begin when `at` is the first free byte."""
+        place = at + (region.offset - region.address - at) % region.align
+        if at < place and (at, place) != (behind, start):
+            self.writes[at] = bytes(place - at)
+        return place
 
     def _unit(self, start: int, end: int, container: Container | None, at: int) -> int:
         """Put a container, or an item, at `at`; what is behind an item's container goes with it."""

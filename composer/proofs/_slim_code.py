@@ -121,7 +121,7 @@ def _read_region(elf: Object, region: Section, pointers: Sequence[Pointer], othe
     opened: list[Section] = []
     wrapped: list[Wrapped] = []
     pinned: list[Container] = []
-    if containers := read_contiguous(elf, region.address, region.end):
+    if containers := read_contiguous(elf, region.address, region.end, region.align):
         opened.append(region)
         for container, found in _pointed(containers, mine):
             one = None if others.reach(container) else _wrapped(elf, container, found, region.name)

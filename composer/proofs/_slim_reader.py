@@ -36,6 +36,8 @@ _SEGMENT = struct.Struct("<IIQQQQQQ")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _WORD = struct.Struct("<Q")
 
+_MOST_ALIGN = 4096
+
 _CONTAINER = struct.Struct("<IHHQ")
 _CONTAINER_MAGIC = 0xBA55ED50
 _ENTRY = struct.Struct("<HHIQIIHHI")  # kind, 0x0101, header, payload, compressed, extension, minor, major, SM
@@ -283,10 +285,18 @@ def _read_entry(elf: Object, address: int, offset: int, limit: int) -> Entry:
     return Entry(kind=known, sm=sm, variant=variant or "", start=address, end=end)
 
 
-def read_contiguous(elf: Object, start: int, end: int) -> tuple[Container, ...] | None:
-    """The containers that fill an address range without a gap, or None when something else is there too."""
+def read_contiguous(elf: Object, start: int, end: int, align: int) -> tuple[Container, ...] | None:
+    """The containers that fill an address range, or None when something else is there too.
+
+    Between them there is no gap, or one of zeros up to the next multiple of `align`, the section's.
+    """
     found = []
     while start < end:
+        padding = min(-start % align, end - start) if 0 < align <= _MOST_ALIGN else 0
+        if not any(elf.at(start, padding)):
+            start += padding
+        if start == end:
+            break
         try:
             found.append(read_container(elf, start))
         except ElfError:

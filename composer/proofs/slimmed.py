@@ -61,6 +61,7 @@ def prove_slimmed(
         *_item_faults(case, sms, keep_ptx=keep_ptx),
         *_place_faults(case),
         *_room_faults(case),
+        *_alignment_faults(case),
         *_memory_faults(case),
     ]
     ElfError.collect([ElfError(fault, where=where) for fault in faults])
@@ -210,6 +211,18 @@ def _room_faults(case: _Case) -> Iterator[str]:
         for start, end, _ in [*taken, (region.end, region.end, "")]:
             yield from _stale(case.new, at, min(start, region.end))
             at = max(at, end)
+
+
+def _alignment_faults(case: _Case) -> Iterator[str]:
+    """Where every container began at a multiple of its section's alignment, each still does."""
+    for region in case.code.open:
+        mine = [one.container for one in case.code.wrapped if one.region == region.name]
+        if not region.align or any(one.start % region.align for one in [*mine, *case.code.pinned]):
+            continue
+        for one in mine:
+            now = case.containers.get(one.start)
+            if now and now.start % region.align:
+                yield f"the container at {one.start:#x}, now at {now.start:#x}, is not aligned to {region.align} bytes"
 
 
 def _taken(case: _Case) -> Iterator[tuple[int, int, str]]:

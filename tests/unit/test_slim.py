@@ -9,6 +9,7 @@ import pytest
 
 from composer.errors import ElfError
 from composer.formats.gpu_code import read_gpu_code
+from composer.formats.sections import read_sections
 from composer.formats.slim import Slimmed, Tally, slim
 from composer.model.gpu import Selection
 from composer.proofs.slimmed import prove_slimmed
@@ -73,6 +74,32 @@ def test_every_image_that_stays_is_the_same(data: bytes) -> None:
     ]
     now = [one for fatbin in after.regions[0].containers for one in fatbin.entries]
     assert [data[one.start : one.end] for one in old] == [new[one.start : one.end] for one in now]
+
+
+def test_aligned_containers_stay_aligned(folder: Path) -> None:
+    """On AArch64 nvcc aligns each to 256 bytes, with zeros between them."""
+    parts = Parts(fatbins=[_fat("elf80", "elf90"), _fat("elf75"), _fat("elf80"), _fat("elf90", "elf90a")], align=256)
+    data = gpu_library(folder / "aligned.so", parts).read_bytes()
+    new = _bytes(slim(data, "x.so", _SM90))
+    prove_slimmed(data, new, "x.so", (90,), keep_ptx=False, debug=False)
+    assert _kept(new) == [["elf90"], [], [], ["elf90", "elf90a"]]
+    (region,) = read_gpu_code(new, "x.so").regions
+    assert {(one.start - region.offset + region.address) % 256 for one in region.containers} == {0}
+    assert len(new) < len(data) - 2 * len(_BIG)
+    assert slim(new, "x.so", _SM90).how == "unchanged"
+
+
+def test_containers_that_lost_their_alignment_are_not_proven(folder: Path) -> None:
+    data = gpu_library(
+        folder / "tight.so", Parts(fatbins=[_fat("elf80", "elf90"), _fat("elf90")], align=256)
+    ).read_bytes()
+    table = read_sections(data, "x.so")
+    number = next(at for at, one in enumerate(table.sections) if one.name == ".nv_fatbin")
+    place = table.start + 64 * number + 48  # sh_addralign
+    believes_8 = data[:place] + struct.pack("<Q", 8) + data[place + 8 :]
+    new = bytearray(_bytes(slim(believes_8, "x.so", _SM90)))
+    with pytest.raises(ElfError, match="is not aligned to 256 bytes"):
+        prove_slimmed(data, bytes(new), "x.so", (90,), keep_ptx=False, debug=False)
 
 
 def test_all_targets_change_nothing(data: bytes) -> None:
