@@ -11,8 +11,8 @@ A line of etc/env is a comment (`#`), or one of
     NAME+=VALUE    VALUE is added behind the `:` list NAME, if there is one and VALUE is not in it
     unset NAME     nothing that came from outside: not where this bundle's environment was entered before
 
-A later line for the same name wins. These stand for a folder in a VALUE; a line that names one which this host has not
-is passed over:
+NAME is letters, digits and `_` of ASCII, the first no digit; a line with another one is passed over. A later line for
+the same name wins. These stand for a folder in a VALUE; a line that names one which this host has not is passed over:
 
     {prefix}    the bundle
     {cache}     the one writable folder of this bundle, named after its fingerprint: see `cache_folder`
@@ -81,10 +81,11 @@ def _lines(prefix: str) -> list[tuple[str, str, str]]:
         name, equals, value = line.partition("=")
         if line.startswith("unset "):
             found.append((line[6:].strip(), "unset", ""))
-        elif equals and name and not line.startswith("#"):
+        elif equals:
             sign = name[-1] if name[-1:] in ("?", "+") else ""
             found.append((name[: len(name) - len(sign)], sign, value))
-    return found
+    # What is no variable's name would be code to the shell that is told to set it.
+    return [one for one in found if one[0].isascii() and one[0].isidentifier()]
 
 
 def _expanded(text: str, places: dict[str, str]) -> str | None:

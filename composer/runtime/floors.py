@@ -16,17 +16,20 @@ from . import PREFIX
 
 _SKIP = "WHEEL_COMPOSER_HOST_CHECK"
 #: Exit statuses; 10 is that of a foreign GPU.
-STATUS = {"glibc": 11, "kernel": 12, "CPU": 13, "driver": 14, "libstdc++ GLIBCXX": 15}
+STATUS = {"glibc": 11, "kernel": 12, "CPU": 13, "driver": 14, "libstdc++ GLIBCXX": 15, "L4T": 16}
 # The first processor's features are within these bytes; the whole file of a large host takes milliseconds to make.
 _CPUINFO, _CPUINFO_HEAD = "/proc/cpuinfo", 8192
 _DRIVER = "/proc/driver/nvidia/version"
 _MAPS = "/proc/self/maps"
+#: Of Jetson Linux: `# R38 (release), REVISION: 2.0, GCID: ...`.
+_L4T = "/etc/nv_tegra_release"
 
 _FIXES = {
     "glibc": "use a host with glibc {wanted} or newer",
     "kernel": "use a host with Linux {wanted} or newer",
     "CPU": "use a bundle for an instruction set (--isa) that this CPU has",
     "driver": "install NVIDIA's driver {wanted} or newer; to use no GPU set CUDA_VISIBLE_DEVICES to nothing",
+    "L4T": "use a Jetson with L4T {wanted} or newer (JetPack), or a bundle for this host's GPU",
     "libstdc++ GLIBCXX": "install a newer libstdc++, or none: the bundle has one for hosts without",
 }
 
@@ -53,7 +56,8 @@ def unmet(floors: dict[str, tuple[str, str]], host: dict[str, str]) -> list[tupl
 
 def read_host(floors: dict[str, tuple[str, str]]) -> dict[str, str]:
     """What this host has of what is asked for, as far as it tells. libcuda is loaded only where the driver is old."""
-    readers = {"glibc": _glibc, "kernel": _kernel, "CPU": _cpu, "driver": _driver, "libstdc++ GLIBCXX": _libstdcxx}
+    readers = {"glibc": _glibc, "kernel": _kernel, "CPU": _cpu, "driver": _driver, "libstdc++ GLIBCXX": _libstdcxx,
+               "L4T": _l4t}  # fmt: skip
     host = {name: readers[name]() for name in floors if name in readers}
     if "CUDA" in floors and host.get("driver") and not _meets("driver", floors["driver"][0], host["driver"]):
         cuda = _cuda()
@@ -151,6 +155,14 @@ def _cuda() -> str | None:
     except AttributeError:
         return ""
     return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def _l4t() -> str:
+    """`38.2.0`, or `none`: only hosts for GPUs that are part of a Jetson module are asked, and each has the file."""
+    head, _, rest = _read(_L4T, 256).partition(" (release), REVISION: ")
+    release = head.rpartition("R")[2]
+    revision = rest.partition(",")[0].strip()
+    return f"{release}.{revision}" if release.isdigit() else "none"
 
 
 def _libstdcxx() -> str:

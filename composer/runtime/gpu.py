@@ -32,7 +32,7 @@ class _Gate:
 
 def gpus() -> list[tuple[str, int]]:
     """(name, SM) of every GPU that the driver shows; none where there is no driver, or one without these functions."""
-    from . import nvml
+    from .host import nvml
 
     try:
         with nvml.opened() as library:

@@ -10,23 +10,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import platform
-import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from composer._fs import host_errors, write_atomic
 from composer._proc import clean_environ, run
-from composer.errors import BuildError, HostError, RecipeError
+from composer.errors import BuildError, ComposerError, HostError, RecipeError
 from composer.events import Event, Listener, silent
-from composer.formats.wheel import read_wheel
-from composer.formats.zip import read
 from composer.model.lock import LockedPackage
 from composer.steps.fetch import FetchEvent, fetch
-from composer.steps.native import tar_member
-from composer.steps.survey import mapped
+from composer.steps.native import tar_member, unpack_zig
+from composer.steps.pack import checksum_path
 from composer.store import Store, key_of
 
 #: The compiler's name of each machine that a program can be made for.
@@ -42,11 +40,6 @@ _FLAGS = ("-std=c23", "-Wall", "-Wextra", "-Werror", "-mcpu=baseline", "-O3", "-
 _TIMEOUT = 1200.0
 _ZSTD_FILES = ("zstd.c", "zstd.h", "zstd_errors.h")
 _MUSL_LICENCE, _ZIG_LICENCE = "lib/libc/musl/COPYRIGHT", "LICENSE"
-# Of the folders below `lib/`, those of C++, sanitizers and other systems' C libraries are not unpacked.
-_FOREIGN = re.compile(
-    r"ziglang/(?:doc|lib/docs|lib/libcxx|lib/libcxxabi|lib/libtsan|lib/libunwind)/"
-    r"|ziglang/lib/libc/(?!musl/|include/(?:generic-musl|[a-z0-9_]+-linux-(?:any|musl))/)[^/]+/"
-)
 
 
 class _Pins(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,6 +84,38 @@ def make_decompressor(machine: str, store: Store, *, offline: bool = False, whee
     return path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacker:
+    """The program beside bundles, or why it is not there."""
+
+    path: Path
+    lacking: str = ""
+
+
+def offer_decompressor(machine: str, folder: Path, store: Store, *, offline: bool = False,
+                       wheelhouses: Sequence[Path] = (), listener: Listener = silent) -> Unpacker:  # fmt: skip
+    """Put `unzstd-MACHINE` and its .sha256 into a folder of bundles; one that is there and the same stays as it is.
+
+    Bundles are whole without it, so what keeps it from being made is told and not raised.
+    """
+    path = folder / f"unzstd-{machine}"
+    try:
+        made = make_decompressor(machine, store, offline=offline, wheelhouses=wheelhouses, listener=listener)
+        with host_errors(path):
+            data = made.read_bytes()
+            _keep(path, data, 0o755)
+            _keep(checksum_path(path), f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode(), 0o644)
+    except ComposerError as fault:
+        return Unpacker(path=path, lacking=str(fault).partition("\n")[0])
+    return Unpacker(path=path)
+
+
+def _keep(path: Path, data: bytes, mode: int) -> None:
+    """Write a file, unless it is there with this content and mode."""
+    if not (path.is_file() and path.read_bytes() == data and path.stat().st_mode & 0o777 == mode):
+        write_atomic(path, data, mode=mode)
+
+
 def _pins() -> _Pins:
     path = _SOURCES / "pins.toml"
     with host_errors(path):
@@ -125,8 +150,7 @@ def _tell(listener: Listener, event: FetchEvent) -> None:
 
 def _make(zstd: Path, compiler: Path, triple: str, work: Path, out: Path) -> None:
     """Compile into `work` and put the program at `out`, whole or not at all."""
-    zig, source, result = work / "ziglang", work / "source", work / "unzstd"
-    _unpack(compiler, work)
+    zig, source, result = unpack_zig(compiler, work, "musl"), work / "source", work / "unzstd"
     with host_errors(work):
         source.mkdir()
         for name, data in _sources(zstd, zig):
@@ -151,15 +175,3 @@ def _sources(zstd: Path, zig: Path) -> Iterator[tuple[str, bytes]]:
     yield "LICENSE.zstd", tar_member(tarball, "zstd/LICENSE")
     yield "COPYRIGHT.musl", (zig / _MUSL_LICENCE).read_bytes()
     yield "LICENSE.zig", (zig / _ZIG_LICENCE).read_bytes()
-
-
-def _unpack(wheel: Path, folder: Path) -> None:
-    """The compiler out of its wheel, with no C library but musl."""
-    with mapped(wheel) as view, host_errors(folder):
-        for member in read_wheel(view, wheel.name).members.values():
-            if _FOREIGN.match(member.path):
-                continue
-            path = folder / member.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(read(view, member))
-            path.chmod(member.mode)

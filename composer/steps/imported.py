@@ -38,6 +38,15 @@ def check_packed(bundle: Bundle, store: Store, *, jobs: int, listener: Listener)
         return check_unpacked(prefix, bundle.manifest, jobs=jobs, listener=listener, moved=True)
 
 
+def require_room(manifest: Manifest, store: Store, size: int) -> None:
+    """HostError where there is no room to unpack a bundle of `size` bytes, whose modules can be imported here.
+
+    For who is about to make it: of the manifest, the layers are not looked at.
+    """
+    if not _why_not(manifest):
+        _check_room(store.root, size)
+
+
 @contextlib.contextmanager
 def unpacked(bundle: Bundle, store: Store, *, jobs: int, listener: Listener) -> Iterator[Path]:
     """The bundle as a folder, for as long as the block runs; HostError when there is no room for it."""

@@ -10,15 +10,20 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import tarfile
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from composer._fs import host_errors, write_atomic
 from composer._proc import clean_environ, run
 from composer.errors import BuildError
+from composer.formats.wheel import read_wheel
+from composer.formats.zip import read
+from composer.steps.survey import mapped
 from composer.store import key_of
 
 # glibc 2.17 is the oldest that any wheel of the stack asks for (manylinux2014).
@@ -28,6 +33,8 @@ _NATIVE = Path(__file__).parent.parent / "native"
 # `-mcpu=baseline` and not the build machine's; no debug information and no build id, which would hold paths.
 _FLAGS = ("-mcpu=baseline", "-O2", "-fPIC", "-shared", "-g0", "-s", "-Wl,--build-id=none")
 _TIMEOUT = 300.0
+#: What a C library is called in the names of its targets.
+_ABIS = {"glibc": "gnu", "musl": "musl"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +54,7 @@ class NativeLibrary:
 def own_library(source: Path) -> NativeLibrary:
     """The library that a folder of C files below composer/native is: ours, so held to every warning.
 
-    `triton_launch` is Triton's driver utilities and one launcher for every kernel; with patches/triton/3.5.1 it goes to
+    `triton_launch` is Triton's driver utilities and one launcher for every kernel; with patches/triton it goes to
     `triton/backends/nvidia/_composer_launch.abi3.so` and serves any CPython from 3.10 on. HostError if unreadable.
     """
     with host_errors(source):
@@ -98,6 +105,26 @@ def tar_member(tarball: bytes, name: str) -> bytes:
     except (tarfile.TarError, OSError, EOFError) as fault:
         raise BuildError("not a source archive", where=name, why=str(fault)) from fault
     raise BuildError("not in the source archive", where=name)
+
+
+def unpack_zig(wheel: Path, folder: Path, libc: Literal["glibc", "musl"]) -> Path:
+    """The compiler's folder out of its wheel, with what it makes C programs for Linux from, and no other C library.
+
+    WheelError for a wheel that breaks its specification, HostError if a file cannot be written.
+    """
+    foreign = re.compile(
+        r"ziglang/(?:doc|lib/docs|lib/libcxx|lib/libcxxabi|lib/libtsan|lib/libunwind)/"
+        rf"|ziglang/lib/libc/(?!{libc}/|include/(?:generic-{libc}|[a-z0-9_]+-linux-(?:any|{_ABIS[libc]}))/)[^/]+/"
+    )
+    with mapped(wheel) as view, host_errors(folder):
+        for member in read_wheel(view, wheel.name).members.values():
+            if foreign.match(member.path):
+                continue
+            path = folder / member.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(read(view, member))
+            path.chmod(member.mode)
+    return folder / "ziglang"
 
 
 def library_key(library: NativeLibrary, *, zig_version: str, triple: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,29 +12,39 @@ import msgspec
 from composer._fs import host_errors
 from composer._proc import run
 from composer.errors import HostError, LockError, RecipeError
-from composer.formats.wheel import read_wheel
-from composer.formats.zip import read
 from composer.launchers import ENVIRONMENT_PTH, activate_scripts, env_file, script_launcher, template
 from composer.model.lock import Artifact, LockedPackage
 from composer.model.profile import PROFILES_PATH, RULES_PATH, render_profiles, render_rules
 from composer.model.recipe import NativeModule, Recipe, Release
 from composer.steps.advise import load_profiles, load_rules
+from composer.steps.artifact import artifact_path
 from composer.steps.base import OwnFile
-from composer.steps.fetch import Fetched, artifact_path
-from composer.steps.native import TRIPLES, NativeLibrary, build_library, libnuma, library_key, own_library, tar_member
+from composer.steps.fetch import Fetched
+from composer.steps.native import (
+    TRIPLES,
+    NativeLibrary,
+    build_library,
+    libnuma,
+    library_key,
+    own_library,
+    tar_member,
+    unpack_zig,
+)
 from composer.steps.outline import Outline
 from composer.steps.plan import Options
 from composer.steps.resolve import fits
-from composer.steps.survey import mapped
 from composer.store import Store
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _COMPILER = "ziglang"
-_CPUS = {"x86_64": "x86", "aarch64": "aarch64"}
 
 
 #: Programs of every bundle, and their modules.
-_PROGRAMS = {"compose-detect": "detect", "compose-model": "model", "compose-service": "service"}
+_PROGRAMS = {"compose-detect": "host.detect", "compose-model": "model.cli", "compose-service": "service.cli"}
+#: What it says of a host is what `compose select` refuses that host by, elsewhere.
+_ANY_HOST = frozenset({"compose-detect"})
+#: The modules of programs by what recipes call them.
+_SERVERS = {"serve": "serve.cli", "resolve": "serve.resolve"}
 #: Releases that are compiled, by the folder below composer/native that goes with them.
 _RELEASES: Mapping[str, Callable[[bytes], NativeLibrary]] = {"numactl": libnuma}
 
@@ -54,16 +63,14 @@ def own_files(outline: Outline, fetched: Fetched, store: Store, options: Options
     site = f"lib/python{outline.target.python}/site-packages"
     files = [
         *_programs(outline),
-        *(
-            OwnFile(path=f"{site}/_compose/{path.name}", data=path.read_bytes())
-            for path in sorted((_PACKAGE / "runtime").glob("*.py"))
-        ),
+        *_runtime(site),
         # Not sitecustomize.py: that name is the host's or the distribution's, and Debian's CPython has one.
         OwnFile(path=f"{site}/_compose_environment.pth", data=ENVIRONMENT_PTH),
         # After _compose_fallback.pth, in the order of their names: it looks at the C++ runtime that was loaded there.
         OwnFile(path=f"{site}/_compose_floors.pth", data=b"import _compose.floors\n"),
         OwnFile(path="share/compose/target.json", data=_target(outline, options)),
     ]
+    files += [OwnFile(path=path, data=data) for given in outline.inputs for path, data in given.files.items()]
     if not options.redistributable:
         files.append(OwnFile(path="share/compose/DO-NOT-REDISTRIBUTE", data=_NOT_REDISTRIBUTABLE.encode()))
     modules = [_module(module, fetched, site) for module in outline.recipe.native]
@@ -87,7 +94,7 @@ def _for_this_machine(package: LockedPackage, outline: Outline) -> Artifact:
         if fits(artifact.filename, target.python, target.platforms):
             return artifact
     raise LockError(f"locked with no wheel for {target.machine}, where this bundle is composed", where=package.name,
-                    fix=f"Run `compose lock {outline.loaded.spelling} --python {target.python}`.")  # fmt: skip
+                    fix=f"Run `{outline.loaded.lock_command} --python {target.python}`.")  # fmt: skip
 
 
 def releases(recipe: Recipe) -> list[LockedPackage]:
@@ -126,14 +133,14 @@ def _target(outline: Outline, options: Options) -> bytes:
     ptx: PTX was kept, so GPUs newer than the target are worth a try.
     """
     target = outline.target
-    facts = {"name": outline.name, "sm": [target.sm], "isa": target.isa, "cuda": target.cuda, "machine": target.machine,
+    facts = {"name": outline.name, "sm": target.sms, "isa": target.isa, "cuda": target.cuda, "machine": target.machine,
              "ptx": options.keep_ptx}  # fmt: skip
     return msgspec.json.encode(facts)
 
 
 def _programs(outline: Outline) -> Iterator[OwnFile]:
     """What an operator runs or sources, and the environment that all of it shares."""
-    yield OwnFile(path="etc/env", data=env_file(outline.recipe.environment))
+    yield OwnFile(path="etc/env", data=env_file(outline.environment))
     for path, data in activate_scripts(outline.name, outline.target.python).items():
         yield OwnFile(path=path, data=data, mode=0o755 if path == "bin/deactivate" else 0o644)
     # It says why the bundle's Python does not start, so it cannot be a launcher of that Python.
@@ -141,9 +148,20 @@ def _programs(outline: Outline) -> Iterator[OwnFile]:
     recipe = outline.recipe
     yield OwnFile(path=RULES_PATH, data=render_rules(load_rules()))
     yield OwnFile(path=PROFILES_PATH, data=render_profiles(load_profiles(), stack=recipe.name, version=recipe.version,
-                                                           sm=outline.target.sm))  # fmt: skip
-    for name, module in {**_PROGRAMS, **outline.recipe.programs}.items():
-        yield OwnFile(path=f"bin/{name}", data=script_launcher(f"_compose.{module}", "main"), mode=0o755)
+                                                           sms=outline.target.sms))  # fmt: skip
+    servers = {name: _SERVERS[one] for name, one in recipe.programs.items()}
+    for name, module in {**_PROGRAMS, **servers}.items():
+        launcher = script_launcher(f"_compose.{module}", "main", any_host=name in _ANY_HOST)
+        yield OwnFile(path=f"bin/{name}", data=launcher, mode=0o755)
+
+
+def _runtime(site: str) -> Iterator[OwnFile]:
+    """The package of the bundle's programs; of launch/ only what is made of its texts travels."""
+    root = _PACKAGE / "runtime"
+    for path in sorted(root.rglob("*.py")):
+        below = path.relative_to(root)
+        if below.parts[0] != "launch":
+            yield OwnFile(path=f"{site}/_compose/{below}", data=path.read_bytes())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +199,7 @@ def _compiled(outline: Outline, libraries: Sequence[NativeLibrary], fetched: Fet
         missing = [(path, library) for path, library in zip(paths, libraries, strict=True) if not path.is_file()]
         if missing:
             with store.scratch() as work:
-                zig = _unpacked(fetched.paths[compiler.artifacts[0].sha256], work, outline.target.machine)
+                zig = unpack_zig(fetched.paths[compiler.artifacts[0].sha256], work, "glibc")
                 for path, library in missing:
                     build_library(library, zig=zig, triple=triple, out=path)
     return paths
@@ -193,26 +211,3 @@ def _compiler(outline: Outline) -> LockedPackage:
             return package
     raise RecipeError(f"native modules need {_COMPILER!r}", where="native",
                       fix=f"Add a component {_COMPILER!r} with `tool = true`.")  # fmt: skip
-
-
-def _unpacked(wheel: Path, folder: Path, machine: str) -> Path:
-    """The compiler's folder out of its wheel, without the libraries and headers of other systems and machines."""
-    with mapped(wheel) as view, host_errors(folder):
-        for member in read_wheel(view, wheel.name).members.values():
-            if _is_foreign(member.path, machine):
-                continue
-            path = folder / member.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(read(view, member))
-            path.chmod(member.mode)
-    return folder / _COMPILER
-
-
-def _is_foreign(path: str, machine: str) -> bool:
-    """`lib/libc/include/CPU-SYSTEM-ABI/...` and `lib/libc/SYSTEM/...` of a system that is not this machine's glibc."""
-    found = re.match(r"ziglang/lib/libc/(?:include/([^/]+)|([^/]+))/", path)
-    if not found:
-        return path.startswith(("ziglang/lib/libcxx/", "ziglang/lib/libtsan/", "ziglang/lib/libcxxabi/"))
-    if found[2]:
-        return found[2] != "glibc"
-    return found[1] not in ("any-linux-any", "generic-glibc") and not found[1].startswith(f"{_CPUS[machine]}-linux")

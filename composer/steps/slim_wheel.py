@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -19,11 +17,12 @@ from composer.events import Event, Listener
 from composer.formats.cubin import Cubin
 from composer.formats.elf import is_elf
 from composer.formats.licence import is_licence, why_unmodifiable
-from composer.formats.record import RecordRow, render_record
 from composer.formats.wheel import Wheel, read_wheel, verified_stream
+from composer.formats.wheel_writer import WheelWriter
 from composer.formats.zip import CHUNK, Member, read, stream
 from composer.model.layer import PruneChange
 from composer.model.plan import SlimEdit
+from composer.steps.relabel import labelled
 from composer.steps.slim import slim_object
 from composer.steps.survey import loose_cubin, mapped
 
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
 LEDGER = "compose-slim.json"
 _SCHEMA = 1
 _LICENCE_LIMIT = 4 << 20
-_DROPPED = ("RECORD", "RECORD.jws", "RECORD.p7s")
-# The oldest time that a ZIP archive can hold: the same wheel gives the same bytes.
-_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +95,7 @@ def slim_wheel(path: Path, folder: Path, request: Request, scratch: Path, listen
         wheel = read_wheel(view, path.name)
         _refuse_slimmed(view, wheel)
         free = _check_licence(view, wheel, request)
-        target = folder / _filename(path.name, wheel, request)
+        target = folder / labelled(path.name, _version(wheel, request))
         with atomic_file(target) as out:
             job = _Job(view, wheel, request, scratch, listener)
             ledger = job.write(out, sha256=hashlib.sha256(view).hexdigest(), redistributable=free)
@@ -134,20 +130,9 @@ def _check_licence(view: Buffer, wheel: Wheel, request: Request) -> bool:
     return reason is None
 
 
-def _filename(filename: str, wheel: Wheel, request: Request) -> str:
-    name, old, *rest = filename.split("-")
-    assert Version(old) == wheel.name.version
-    return "-".join([name, str(_version(wheel, request)), *rest])
-
-
 def _version(wheel: Wheel, request: Request) -> Version:
     old = wheel.name.version
     return Version(f"{old}{'.' if old.local else '+'}{request.label}")
-
-
-def _project(wheel: Wheel) -> str:
-    """As its folders spell it: the name of the wheel has no hyphen, theirs may."""
-    return wheel.dist_info.removesuffix(".dist-info").rpartition("-")[0]
 
 
 class _Job:
@@ -160,48 +145,39 @@ class _Job:
         self._request = request
         self._work = work
         self._listener = listener
-        self._new_info = f"{_project(wheel)}-{_version(wheel, request)}.dist-info"
         self._edit = SlimEdit(files=("**",), sms=request.sms, licence="", gpu=True, keep_ptx=request.keep_ptx,
                               debug=request.debug)  # fmt: skip
-        self._rows: dict[str, RecordRow] = {}
         self._files: list[SlimmedFile] = []
         self._left_alone: dict[str, str] = {}
         self._left_out: dict[str, list[int]] = {}
         self._done, self._total = 0, sum(member.size for member in wheel.members.values())
 
     def write(self, out: IO[bytes], *, sha256: str, redistributable: bool) -> Ledger:
-        members, info = self._wheel.members, f"{self._wheel.dist_info}/"
-        kept = members.keys() - {info + name for name in _DROPPED}
-        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-            for path in sorted(kept, key=lambda path: (path.startswith(info), path)):
-                self._write_member(archive, members[path])
+        with WheelWriter(self._view, self._wheel, _version(self._wheel, self._request), out) as writer:
+            for member in writer.members():
+                self._write_member(writer, member)
             ledger = Ledger(wheel=self._wheel.filename, sha256=sha256, sms=self._request.sms, files=self._files,
                             keep_ptx=self._request.keep_ptx, redistributable=redistributable,
                             left_out=self._pruned(), left_alone=self._left_alone)  # fmt: skip
-            self._put(archive, f"{self._new_info}/{LEDGER}", 0o644, [msgspec.json.format(msgspec.json.encode(ledger))])
-            record = f"{self._new_info}/RECORD"
-            self._put(archive, record, 0o644, [render_record({**self._rows, record: RecordRow()})])
+            writer.finish(LEDGER, msgspec.json.format(msgspec.json.encode(ledger)))
         return ledger
 
-    def _write_member(self, archive: zipfile.ZipFile, member: Member) -> None:
-        path = self._renamed(member.path)
-        if member.path == f"{self._wheel.dist_info}/METADATA":
-            self._put(archive, path, member.mode, [self._metadata()])
-        elif cubin := loose_cubin(self._view, member, self._where(member)):
-            self._write_cubin(archive, path, member, cubin)
+    def _write_member(self, writer: WheelWriter, member: Member) -> None:
+        if cubin := loose_cubin(self._view, member, self._where(member)):
+            self._write_cubin(writer, member, cubin)
         elif is_elf(bytes(next(stream(self._view, member, 64, where=self._where(member)), b""))):
-            self._write_object(archive, path, member)
+            self._write_object(writer, member)
         else:
-            self._put(archive, path, member.mode, verified_stream(self._view, self._wheel, member))
+            writer.copy(member)
         self._done += member.size
         self._listener(Event(step="slim", subject=self._wheel.filename, done=self._done, total=self._total))
 
-    def _write_cubin(self, archive: zipfile.ZipFile, path: str, member: Member, cubin: Cubin) -> None:
+    def _write_cubin(self, writer: WheelWriter, member: Member, cubin: Cubin) -> None:
         """As it is, or not at all."""
-        if reason := self._edit.why_left_out(path, cubin):
+        if reason := self._edit.why_left_out(member.path, cubin):
             self._left_out.setdefault(reason, []).append(member.size)
         else:
-            self._put(archive, path, member.mode, verified_stream(self._view, self._wheel, member))
+            writer.copy(member)
 
     def _pruned(self) -> list[PruneChange]:
         (pattern,) = self._edit.files
@@ -210,15 +186,14 @@ class _Job:
             for reason, sizes in self._left_out.items()
         ]
 
-    def _write_object(self, archive: zipfile.ZipFile, path: str, member: Member) -> None:
+    def _write_object(self, writer: WheelWriter, member: Member) -> None:
         original, smaller = self._work / "object", self._work / "smaller"
         with host_errors(original), original.open("wb") as copy:
             copy.writelines(verified_stream(self._view, self._wheel, member))
         outcome = slim_object(original, smaller, self._where(member), self._edit)
         source = smaller if outcome.changed else original
         with host_errors(source), source.open("rb") as pieces:
-            self._put(archive, path, member.mode, iter(lambda: pieces.read(CHUNK), b""))
-        row = self._rows[path]
+            path, row = writer.put(member, iter(lambda: pieces.read(CHUNK), b""))
         if outcome.changed:
             with host_errors(original), original.open("rb") as handle:
                 before = hashlib.file_digest(handle, "sha256").hexdigest()
@@ -229,29 +204,5 @@ class _Job:
         elif outcome.detail:
             self._left_alone[path] = outcome.detail
 
-    def _put(self, archive: zipfile.ZipFile, path: str, mode: int, pieces: Iterable[bytes | memoryview]) -> None:
-        info = zipfile.ZipInfo(path, _TIME)
-        info.compress_type = zipfile.ZIP_DEFLATED
-        info.external_attr = (0o100000 | mode) << 16
-        digest, size = hashlib.sha256(), 0
-        with archive.open(info, "w", force_zip64=True) as out:
-            for piece in pieces:
-                digest.update(piece)
-                out.write(piece)
-                size += len(piece)
-        self._rows[path] = RecordRow(sha256=digest.digest(), size=size)
-
-    def _renamed(self, path: str) -> str:
-        """The folders of a wheel that carry its version."""
-        old, new = self._wheel.dist_info.removesuffix(".dist-info"), self._new_info.removesuffix(".dist-info")
-        for ending in (".dist-info/", ".data/"):
-            if path.startswith(old + ending):
-                return new + path.removeprefix(old)
-        return path
-
     def _where(self, member: Member) -> str:
         return f"{self._wheel.filename}: {member.path}"
-
-    def _metadata(self) -> bytes:
-        line = f"Version: {_version(self._wheel, self._request)}".encode()
-        return re.sub(rb"^version:[^\r\n]*", line, self._wheel.metadata, count=1, flags=re.IGNORECASE | re.MULTILINE)

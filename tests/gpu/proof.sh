@@ -3,38 +3,13 @@
 #
 #     tests/gpu/proof.sh BUNDLE.tar.zst PREFIX RESULTS     (as root; PREFIX must not exist)
 #
-# The prefix belongs to root and is read-only; everything runs as an unprivileged user without a passwd entry, with an
-# empty PATH and a fresh home. /usr/local/cuda* is moved out of sight until the end: a bare host has no toolkit.
+# Everything runs as a stranger on a bare host (bare_host.sh), from a prefix that it may not write to.
 set -eu
 bundle=$1 prefix=$2 results=$3 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
-work=$(mktemp -d)
-mkdir -p "$results" "$work/home" "$work/tests"
-cp "$here"/*.py "$work/tests"
-
-hide() { for each in /usr/local/cuda*; do [ -e "$each" ] && mv "$each" "$each.$1"; done; true; }
-restore() { for each in /usr/local/cuda*.hidden; do [ -e "$each" ] && mv "$each" "${each%.hidden}"; done; true; }
-trap restore EXIT
-hide hidden
+. "$here/bare_host.sh"
 
 (cd "$(dirname "$bundle")" && sha256sum -c "$(basename "$bundle").sha256")
-mkdir -p "$prefix"
-time tar --zstd -xf "$bundle" -C "$prefix"
-chmod -R a-w "$prefix"
-chown -R 12345:12345 "$work"
-chmod 755 "$work"
-
-stranger() {
-    (cd "$work" && exec setpriv --reuid 12345 --regid 12345 --clear-groups --no-new-privs \
-        env -i HOME="$work/home" PATH=/nonexistent "$@")
-}
-# Every step runs, whatever becomes of the one before; the last line counts the failures.
-failed=0
-step() {
-    name=$1 && shift
-    echo "== $name"
-    stranger "$@" > "$results/$name.txt" 2>&1 || failed=$((failed + 1))
-    tail -n 25 "$results/$name.txt"
-}
+unpack "$bundle" "$prefix"
 {
     nvidia-smi --query-gpu=name,driver_version,compute_cap --format=csv,noheader
     ldd --version | head -n 1
@@ -48,11 +23,9 @@ step kernels "$python" tests/check_kernels.py
 step server "$python" tests/check_server.py "$prefix" model --log server.log
 step server-triton "$python" tests/check_server.py "$prefix" model --log triton.log -- --attention-backend triton
 step server-fp8 "$python" tests/check_server.py "$prefix" model --log fp8.log -- --quantization fp8
-cp "$work"/*.log "$results" 2>/dev/null || true
 # Once more from another place, with a space and a letter that is not ASCII in its path.
 moved=$(dirname "$prefix")/"möved to"
 mkdir "$moved"
 mv "$prefix" "$moved/bundle"
 step moved "$moved/bundle/bin/python" tests/check_kernels.py
-echo "$failed steps failed"
-exit "$failed"
+finish

@@ -20,9 +20,9 @@ from click.testing import CliRunner, Result
 
 from composer.cli.model import model as command
 from composer.errors import ComposerError
-from composer.runtime import model as runtime
-from composer.runtime.model_archive import HUB
-from composer.runtime.snapshot import faults
+from composer.runtime.model import cli as runtime
+from composer.runtime.model.archive import HUB
+from composer.runtime.model.snapshot import faults
 from tests.models import COMMIT, NAME, cached, write_llama
 
 FOLDER = "models--tiny--llama"
@@ -118,6 +118,8 @@ def test_what_cannot_be_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     refused(compose("bundle", "../..x", "-o", out), 2, "neither a folder nor a model's name")
     refused(compose("bundle", "some/model", "-o", tmp_path / "m.zip"), 2, "*.tar or *.tar.zst")
     folder = write_llama(tmp_path / "plain")
+    refused(compose("bundle", folder, "--name", NAME, "-o", tmp_path / "typo/m.tar"), 10, "there is no such folder")
+    assert not (tmp_path / "typo").exists()
     refused(compose("bundle", folder, "-o", out), 2, "the model has no name")
     refused(compose("bundle", folder, "--name", "../up", "-o", out), 2, "is no name of a model")
     (folder / FIRST).unlink()
@@ -268,7 +270,7 @@ def test_links_in_the_models_folder_are_not_followed(archive: Path, prefix: Path
 
 def test_a_killed_run_leaves_nothing_visible_and_the_next_one_sweeps(archive: Path, prefix: Path) -> None:
     """Killed in the midst of a file: its archive comes through a pipe that has no end yet."""
-    words = [sys.executable, "-m", "composer.runtime.model", "add", "-", "--hub", str(prefix / HUB)]
+    words = [sys.executable, "-m", "composer.runtime.model.cli", "add", "-", "--hub", str(prefix / HUB)]
     with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
         process.stdin.write(archive.read_bytes()[:20_000])
         process.stdin.flush()

@@ -11,12 +11,17 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from composer.runtime import supervisor
+from composer.runtime.service import cli, supervisor
+from composer.runtime.service.health import credentials
+from composer.runtime.service.spec import SYSTEM, Places, Service
+from composer.runtime.service.systemd import Systemd
+from composer.runtime.service.unit import unit
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Starts two children, one in a session of its own, and then listens. All say who they are in MARKS.
@@ -48,9 +53,12 @@ http.server.HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
 #: Where it would listen is told by the real sglang-serve.
 PROGRAM = """\
 #!/bin/sh
-if [ "$1" = --dry-run ]; then exec "{python}" -m composer.runtime.serve "$@"; fi
+if [ "$1" = --dry-run ]; then exec "{python}" -m composer.runtime.serve.cli "$@"; fi
 exec "{python}" "{root}/server.py" "$@"
 """
+
+
+CLI = "import sys; from composer.runtime.service.cli import run; sys.exit(run(None, 'compose-service', None))"
 
 
 def free_port() -> int:
@@ -78,8 +86,7 @@ class Host:
         }  # fmt: skip
 
     def service(self, *words: str, check: int | None = 0, **variables: str) -> str:
-        code = "import sys; from composer.runtime.service import run; sys.exit(run(None, 'compose-service', None))"
-        command = [sys.executable, "-c", code, "--prefix", str(self.prefix), *words]
+        command = [sys.executable, "-c", CLI, "--prefix", str(self.prefix), *words]
         env = {**self.env, **variables}
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=30)
         assert check in (None, done.returncode), done.stderr + done.stdout
@@ -89,9 +96,15 @@ class Host:
         pairs = {"SGLANG_PORT": str(self.port), **variables}
         words = [word for name, value in pairs.items() for word in ("--set", f"{name}={value}")]
         self.service("--plain", "install", "--stop-timeout", "1", *words, "--", *arguments)
+        self.change_plan(settle=0.1)
+
+    def change_plan(self, **changes: float) -> None:
+        plan = json.loads((self.folder / "service.json").read_text())
+        plan["plan"] |= changes
+        (self.folder / "service.json").write_text(json.dumps(plan))
 
     def status(self) -> tuple[dict, int]:
-        code = "import sys; from composer.runtime.service import run; sys.exit(run(None, 'x', '/'))"
+        code = "import sys; from composer.runtime.service.cli import run; sys.exit(run(None, 'x', '/'))"
         done = subprocess.run([sys.executable, "-c", code, "status", "--json"], env=self.env, capture_output=True,
                               text=True, check=False)  # fmt: skip
         return json.loads(done.stdout), done.returncode
@@ -194,17 +207,32 @@ def test_children_end_with_a_server_that_dies(host):
 @pytest.mark.parametrize(("status", "starts"), [("2", 1), ("12", 1), ("0", 1)])
 def test_an_end_that_no_start_can_change_is_final(host, status, starts):
     host.install("die", STATUS=status)
-    host.service("start")
+    host.service("start", check=None)
     until(lambda: host.state()["state"] in ("failed", "stopped"))
     assert host.log().count("dying") == starts
     assert host.status()[1] == (3 if status == "0" else 1)
 
 
+def test_a_start_tells_how_it_began(host):
+    host.install("die", STATUS="2")
+    host.change_plan(settle=20)
+    for action in ("start", "restart"):
+        assert "sglang has ended at once: exit status 2\n  fix: See `compose-service logs`" in host.service(
+            action, check=1
+        )
+    host.install("die", STATUS="7")
+    host.change_plan(settle=20, first=60)
+    assert host.service("restart") == "sglang: waiting, failures: 1, last end: exit status 7\n"
+    host.service("stop")
+    host.install()
+    host.service("uninstall")
+    host.install()
+    assert host.service("start").startswith("sglang: running, process ")
+
+
 def test_starts_again_with_growing_pauses_and_then_gives_up(host):
     host.install("die", STATUS="7")
-    plan = json.loads((host.folder / "service.json").read_text())
-    plan["plan"] |= {"first": 0.1, "failures": 4}
-    (host.folder / "service.json").write_text(json.dumps(plan))
+    host.change_plan(first=0.1, failures=4)
     host.service("start")
     until(lambda: host.state()["state"] == "failed")
     assert host.log().count("dying") == 4
@@ -287,18 +315,22 @@ def test_installing_again_keeps_settings_made_by_hand(host):
     assert 'VALUE="new"' in text
 
 
-@pytest.mark.parametrize(("words", "text"), [
-    (["--plain", "install", "--program", "/none"], "/none is no program"),
-    (["--plain", "install", "--run-as", "x"], "without systemd"),
-    (["--plain", "install", "--set", "x"], "NAME=VALUE"),
-    (["--plain", "install", "--set", "a b=x"], "no environment variable"),
-    (["--name", "../x", "status"], "cannot be the name"),
-    (["--plain", "--prefix", "/none", "install"], "this bundle has no sglang-serve: name the server with --program"),
-    (["start"], "no service sglang is installed"),
+@pytest.mark.parametrize(("words", "status", "text"), [
+    (["--plain", "install", "--program", "/none"], 1, "/none is no program"),
+    (["--plain", "install", "--program", "none"], 2, "--program is no absolute path"),
+    (["--plain", "install", "--run-as", "x"], 1, "without systemd"),
+    (["--plain", "install", "--set", "x"], 2, "NAME=VALUE"),
+    (["--plain", "install", "--set", "a b=x"], 2, "--set: a b='x' cannot be a line of a settings file\n  fix: A"),
+    (["--plain", "install", "--set", "SGLANG_PORT=x"], 2, "--set SGLANG_PORT: 'x' is no port"),
+    (["--plain", "install", "--set", "SGLANG_PREFLIGHT=perhaps"], 2, "is neither yes nor no\n  fix: Use 1"),
+    (["--name", "../x", "status"], 2, "cannot be the name"),
+    (["--plain", "--prefix", "/none", "install"], 1, "this bundle has no sglang-serve: name the server with --program"),
+    (["start"], 1, "no service sglang is installed"),
 ])  # fmt: skip
-def test_faults_are_told_in_words(host, words, text):
-    told = host.service(*words, check=1)
+def test_faults_are_told_in_words(host, words, status, text):
+    told = host.service(*words, check=status)
     assert text in told
+    assert not (host.root / ".config").exists()
     assert "Traceback" not in told
 
 
@@ -348,7 +380,7 @@ def test_followed_logs_go_on_in_the_next_file(host):
     host.install()
     log = host.folder / "log"
     log.write_text("".join(f"line {number}\n" for number in range(300)))
-    code = "import sys; from composer.runtime.service import run; sys.exit(run(None, 'x', '/'))"
+    code = "import sys; from composer.runtime.service.cli import run; sys.exit(run(None, 'x', '/'))"
     child = subprocess.Popen(
         [sys.executable, "-c", code, "logs", "-f", "-n", "2"], env=host.env, stdout=subprocess.PIPE
     )
@@ -369,7 +401,7 @@ def test_followed_logs_go_on_in_the_next_file(host):
 def test_logs_end_quietly_with_their_reader_and_with_an_interruption(host):
     host.install()
     (host.folder / "log").write_text("line\n" * 100_000)
-    code = "import sys; from composer.runtime.service import run; sys.exit(run(None, 'x', '/'))"
+    code = "import sys; from composer.runtime.service.cli import run; sys.exit(run(None, 'x', '/'))"
     command = [sys.executable, "-c", code, "logs", "-n", "90000"]
     child = subprocess.Popen(command, env=host.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     child.stdout.readline()
@@ -433,6 +465,51 @@ def test_a_port_of_further_flags_is_found(host):
     host.service("start")
     until(lambda: host.state().get("program"))
     assert host.status()[0]["address"] == f"http://127.0.0.2:{other}"
+
+
+#: Becomes nobody's, and notes who is asked where it would listen, and with what of the environment.
+NOSY = """\
+#!/bin/sh
+if [ "$1" != --dry-run ]; then exec setpriv --reuid=65534 --regid=65534 --groups=65533 sleep 600; fi
+echo "$(id -u) $(id -G) ${{SECRET-none}} ${{HOME-none}}" >> "{marks}/asked"
+echo '{{"port": {{"host": "127.0.0.2", "port": {port}}}}}'
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+def test_root_asks_another_users_service_as_that_user():
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path is root's alone
+        host = Host(Path(folder))
+        Path(folder).chmod(0o755)
+        host.marks.chmod(0o777)
+        (host.prefix / "bin/sglang-serve").write_text(NOSY.format(marks=host.marks, port=host.port))
+        host.install()
+        host.service("start")
+        try:
+            until(lambda: credentials(host.status()[0]["pid"] or 1).uid)
+            (host.marks / "asked").unlink(missing_ok=True)
+            host.env["SECRET"] = "of root"
+            assert host.status()[0]["address"] == f"http://127.0.0.2:{host.port}"
+            host.service("--name", "sglang", "wait", "--timeout", "0", check=1)
+            assert (host.marks / "asked").read_text() == "65534 65534 65533 none none\n" * 2
+        finally:
+            host.service("stop")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="of root")
+@pytest.mark.parametrize("pid", [None, 1 << 30])
+def test_root_does_not_run_what_is_of_an_unknown_user(host, pid):
+    """A service of the system that does not run, or no longer."""
+    program = host.prefix / "bin/sglang-serve"
+    program.write_text(NOSY.format(marks=host.marks, port=host.port))
+    found = Places(units=str(host.root), settings=str(host.root), state="")
+    made = Service(name="sglang", prefix=str(host.prefix), program=str(program))
+    (host.root / "sglang.service").write_text(unit(made, "sglang.env", user=False, version=250))
+    (host.root / "sglang.env").write_text(f"SGLANG_PORT={host.port}\n")
+    keeper = Systemd(SYSTEM, found)
+    assert keeper.command("sglang") == [str(program)]
+    assert cli._address(keeper, "sglang", pid) == ("127.0.0.1", host.port)
+    assert not list(host.marks.iterdir())
 
 
 def test_the_callers_settings_are_not_the_services(host):

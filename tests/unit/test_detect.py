@@ -17,7 +17,7 @@ import archspec.cpu
 import pytest
 
 from composer.host.detect import survey
-from composer.runtime import detect, devices
+from composer.runtime.host import detect, devices
 from composer.steps.load import load_targets
 from tests.shared_objects import library
 
@@ -107,7 +107,7 @@ class Machine:
     def run(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Start the bundle's program, isolated from this environment's site-packages."""
         start = f"import sys; sys.path.insert(0, {str(self.folder / 'site')!r})\n"
-        start += "from _compose.detect import main\nsys.exit(main())"
+        start += "from _compose.host.detect import main\nsys.exit(main())"
         driver, path = str(self.folder / "driver"), str(self.folder / "bin")
         environ = {"LD_LIBRARY_PATH": driver, "PATH": path, "LC_ALL": "C.UTF-8", **environ}
         return subprocess.run([sys.executable, "-I", "-S", "-c", start, *words], env=environ, capture_output=True,
@@ -366,7 +366,7 @@ def test_this_host_by_other_means(machine: Machine) -> None:
 def test_unlimited_is_null(machine: Machine) -> None:
     start = (f"import sys, json, resource; sys.path.insert(0, {str(machine.folder / 'site')!r})\n"
              "resource.setrlimit(resource.RLIMIT_STACK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
-             "from _compose.detect import detect; print(detect()['limits']['stack_bytes'])")  # fmt: skip
+             "from _compose.host.detect import detect; print(detect()['limits']['stack_bytes'])")  # fmt: skip
     limit = ["sh", "-c", 'ulimit -s unlimited 2>/dev/null; exec "$@"', "sh"]
     done = subprocess.run([*limit, sys.executable, "-I", "-S", "-c", start], capture_output=True, text=True, check=True)
     assert done.stdout == "None\n"

@@ -27,10 +27,14 @@ from composer.model.layer import Entry, Layer, Part
 from composer.model.manifest import Floor, Manifest, fingerprint_of
 from composer.model.runtime import RuntimeWork
 from composer.proofs.floors import render_floors
-from composer.runtime import doctor, doctor_driver, doctor_facts, doctor_report, doctor_tree, doctor_trials, self_test
+from composer.runtime.doctor import cli, self_test, tree, trials
+from composer.runtime.doctor import driver as doctor_driver
+from composer.runtime.doctor import facts as doctor_facts
+from composer.runtime.doctor.report import as_json, as_text
 from composer.runtime.finding import error, note, warning
 from composer.steps.verify import verify
 from composer.store import Store
+from tests.models import write_llama
 from tests.shared_objects import library
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -214,13 +218,13 @@ def changed(facts: dict[str, object], changes: dict[str, object]) -> dict[str, o
 
 
 def test_nothing_is_found_on_a_sound_host():
-    assert list(doctor.judge(SOUND)) == []
+    assert list(cli.judge(SOUND)) == []
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_one_fault_gives_one_finding(name):
     changes, wanted = CASES[name]
-    found = list(doctor.judge(changed(SOUND, changes)))
+    found = list(cli.judge(changed(SOUND, changes)))
     assert [f"{one['severity']} {one['id']}" for one in found] == wanted
     assert all("\n" not in one["evidence"] for one in found)
     assert all(one["fix"] for one in found if one["severity"] != "note" and not one["id"].startswith("serve."))
@@ -228,7 +232,7 @@ def test_one_fault_gives_one_finding(name):
 
 def test_every_finding_has_a_case_and_is_documented():
     """By the sources: a finding that nobody tests, or that a reader cannot look up, is none."""
-    sources = "".join(path.read_text() for path in sorted(_RUNTIME.glob("doctor*.py")))
+    sources = "".join(path.read_text() for path in sorted((_RUNTIME / "doctor").glob("*.py")))
     written = set(re.findall(r'(?:error|warning|note)\(\s*"([a-z-]+\.[a-z-]+)"', sources))
     written |= set(re.findall(r'finding\(\s*[^()]*?"([a-z-]+\.[a-z-]+)",', sources))
     cases = {one.split()[1] for _, wanted in CASES.values() for one in wanted if " serve." not in one}
@@ -242,7 +246,7 @@ def test_every_finding_has_a_case_and_is_documented():
 def test_texts_say_what_a_reader_needs():
     def text(**changes: object) -> str:
         return json.dumps(
-            list(doctor.judge(changed(SOUND, {name.replace("__", "."): value for name, value in changes.items()})))
+            list(cli.judge(changed(SOUND, {name.replace("__", "."): value for name, value in changes.items()})))
         )
 
     assert "nvidia-fabricmanager" in text(nvidia__cuda={**CUDA, "status": 802})
@@ -265,13 +269,13 @@ def test_the_worst_comes_first_and_the_many_are_counted():
     missing = [error("missing", f"f{n}", "gone", "Again.") for n in range(9)]
     found = [note("a.b", "s", "e"), *missing,
              warning("port.busy", "p", "two\nlines\udcff")]  # fmt: skip
-    lines = doctor_report.as_text("title", found, ["files", "port", "gpu"]).splitlines()
+    lines = as_text("title", found, ["files", "port", "gpu"]).splitlines()
     assert lines[:3] == ["title", "error: missing: f0: gone", "  fix: Again."]
     assert lines[11:] == [
         "error: missing: and 4 more (--json lists all)", "warning: port.busy: p: two lines\\udcff", "note: a.b: s: e",
         "ok: gpu", "not ready: 9 errors, 1 warning, 1 note",
     ]  # fmt: skip
-    report = json.loads(doctor_report.as_json("title", found, ["files"], prefix="/p"))
+    report = json.loads(as_json("title", found, ["files"], prefix="/p"))
     assert [one["severity"] for one in report["findings"]] == ["error"] * 9 + ["warning", "note"]
 
 
@@ -285,7 +289,7 @@ def driver(folder: Path, init: str) -> dict[str, object]:
     library(folder / "libcuda.so.570.1.2", source)
     (folder / "libcuda.so.1").symlink_to("libcuda.so.570.1.2")
     code = (
-        "import json; from composer.runtime import doctor_driver as d;"
+        "import json; from composer.runtime.doctor import driver as d;"
         "rows, facts = d.read({'libcuda.so.1': 'driver', 'libabsent.so.9': 'plugin'}, by_nvml=False);"
         "print(json.dumps([rows, facts['cuda']]))"
     )
@@ -384,8 +388,8 @@ class Prefix:
         )
 
     def found(self, *, deep: bool = False) -> list[tuple[str, str]]:
-        manifest, faults = doctor_tree.read_manifest(str(self.path))
-        faults += doctor_tree.check(str(self.path), manifest, deep=deep, jobs=2) if manifest else []
+        manifest, faults = tree.read_manifest(str(self.path))
+        faults += tree.check(str(self.path), manifest, deep=deep, jobs=2) if manifest else []
         return [(one["id"], one["subject"]) for one in faults]
 
     def run(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -612,9 +616,18 @@ def test_an_incomplete_model(bundle, tmp_path):
     status, found, _ = bundle.report("--model", str(tmp_path / "absent"))
     assert status == 1
     assert found["model.folder"]["severity"] == "error"
+    assert "there is no such folder" in found["model.folder"]["evidence"]
     (tmp_path / "empty").mkdir()
     _, found, report = bundle.report(SGLANG_MODEL=str(tmp_path / "empty"))
-    assert any(name.startswith("model.") for name in found)
+    assert [one["subject"] for name, one in found.items() if name.startswith("model.")] == [str(tmp_path / "empty")]
+    assert "holds no model" in found["model.config"]["evidence"]
+    folder = write_llama(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "torchao"}}))
+    bundle.write(f"{_SITE}/sglang/srt/layers/quantization/__init__.py", "QUANTIZATION_METHODS = {'fp8': 1}\n")
+    _, found, _ = bundle.report("--model", str(folder))
+    assert [one for one in found if one.startswith("model.")] == ["model.quantization"]
+    assert "quantised by torchao" in found["model.quantization"]["evidence"]
     _, found, report = bundle.report(SGLANG_MODEL="org/name")
     assert "model" not in report["checked"]
 
@@ -754,7 +767,7 @@ def imported(bundle: Prefix, **sources: str) -> dict[str, dict[str, str]]:
         bundle.write(f"{_SITE}/{name}.py", text)
     checks = [{"module": name, "needs_driver": name == "driven"} for name in sources]
     environ = {"PATH": os.environ["PATH"], "HOME": str(bundle.path.parent)}
-    found = doctor_trials.imports(str(bundle.path), checks, environ, driver=False, jobs=2)
+    found = trials.imports(str(bundle.path), checks, environ, driver=False, jobs=2)
     return {f"{one['subject']} {one['id']}": one for one in found}
 
 
@@ -805,7 +818,7 @@ def try_torch(bundle: Prefix, body: str) -> tuple[list[dict[str, object]], list[
     """(what the checks said, (id, subject) of findings, their texts) with a torch whose first tensor does `body`."""
     bundle.write(f"{_SITE}/torch.py", _TORCH % body)
     environ = {"PATH": os.environ["PATH"], "HOME": str(bundle.path.parent)}
-    done, found = doctor_trials.self_test(str(bundle.path), 2, environ)
+    done, found = trials.self_test(str(bundle.path), 2, environ)
     return done, [(one["id"], one["subject"]) for one in found], json.dumps(found)
 
 
@@ -817,8 +830,8 @@ def test_a_check_that_ends_its_process_is_named(bundle):
 
 
 def test_a_check_that_hangs_is_ended(bundle, monkeypatch):
-    monkeypatch.setattr(doctor_trials, "_TEST_SECONDS", 1)
-    monkeypatch.setattr(doctor_trials, "_GPU_SECONDS", 0)
+    monkeypatch.setattr(trials, "_TEST_SECONDS", 1)
+    monkeypatch.setattr(trials, "_GPU_SECONDS", 0)
     _, found, text = try_torch(bundle, "import time; time.sleep(60)")
     assert found == [("self-test.matmul", "GPU 0 (NVIDIA H200)")]
     assert "not done within 1 s" in text
@@ -842,7 +855,7 @@ def test_other_faults_leave_the_other_checks_alone(bundle):
 
 def test_no_torch_is_a_finding(bundle):
     environ = {"PATH": os.environ["PATH"], "HOME": str(bundle.path.parent)}
-    done, found = doctor_trials.self_test(str(bundle.path), 0, environ)
+    done, found = trials.self_test(str(bundle.path), 0, environ)
     assert [one["ok"] for one in done] == [False]
     assert [one["id"] for one in found] == ["self-test.torch"]
 
@@ -888,6 +901,10 @@ def test_runtime_rows_are_read_as_the_build_writes_them(tmp_path: Path) -> None:
         for name, more in {"asked": {"asked_by": "one model"}, "not here": {"sm_not": (90,)}, "plain": {}}.items()
     ]  # fmt: skip
     runtime = json.loads(msgspec.json.encode(rows))
-    manifest = {"target": {"sm": "90", "python": "3.12"}, "layers": [{"name": "stack"}], "runtime": runtime}
-    found = {row["what"]: row["asked_by"] for row in doctor_facts._runtime(str(tmp_path), manifest, {"PATH": ""})}
-    assert found == {"asked": "one model", "plain": None}
+
+    def found(sm: str) -> dict[str, str | None]:
+        manifest = {"target": {"sm": sm, "python": "3.12"}, "layers": [{"name": "stack"}], "runtime": runtime}
+        return {row["what"]: row["asked_by"] for row in doctor_facts._runtime(str(tmp_path), manifest, {"PATH": ""})}
+
+    assert found("90") == {"asked": "one model", "plain": None}
+    assert found("80 90") == {"asked": "one model", "not here": None, "plain": None}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from composer.runtime.ports import bind_fault, owner
+from composer.runtime.host.ports import bind_fault, owner
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,7 +104,7 @@ def test_another_users_process_has_a_user_and_no_number() -> None:
     """Read by `nobody` from sources that it may read; root's socket shows its uid to all."""
     with socket.create_server(("127.0.0.1", 0)) as one:
         port = one.getsockname()[1]
-        code = f"{(_ROOT / 'composer/runtime/ports.py').read_text()}\nimport json\n" \
+        code = f"{(_ROOT / 'composer/runtime/host/ports.py').read_text()}\nimport json\n" \
                f"from dataclasses import asdict\nprint(json.dumps(asdict(owner({port}, '127.0.0.1'))))"  # fmt: skip
         done = subprocess.run(["/usr/bin/env", "python3", "-IS", "-"], input=code, capture_output=True, text=True,
                               user=65534, cwd="/", check=False, env={"PATH": "/usr/bin:/bin"})  # fmt: skip

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from composer.runtime import serve_record
-from composer.runtime.resolve import Place, Resolved, recalled, record, resolve, told
-from composer.runtime.serve_report import MODEL, USAGE, Refusal
+from composer.runtime.model.place import Place
+from composer.runtime.serve import env_file
+from composer.runtime.serve.report import MODEL, USAGE, Refusal
+from composer.runtime.serve.resolve import Resolved, recalled, record, resolve, told
 from tests.models import COMMIT, NEW_CLASS, model, snapshot
 
 _RUNTIME = Path(__file__).resolve().parents[2] / "composer/runtime"
@@ -160,6 +161,68 @@ def test_a_model_that_is_not_whole_is_refused(place: Place, tmp_path: Path, sour
     assert found.findings[0]["subject"] == str(folder / "model.safetensors")
     assert resolve(asked, with_environ(place, WHEEL_COMPOSER_MODEL_CHECK="off")).source == source
     assert resolve(asked, place, flags=["--load-format dummy"]).source == source
+
+
+def write_methods(place: Place) -> None:
+    """The table of quantisations in the bundle's SGLang, written in each way that one release or another has."""
+    source = place.prefix / "lib/python3.12/site-packages/sglang/srt/layers/quantization/__init__.py"
+    source.parent.mkdir(parents=True)
+    source.write_text(
+        "import torch\n"
+        "BASE_QUANTIZATION_METHODS: Dict[str, Type] = {'fp8': Fp8Config, 'awq': AWQConfig}\n"
+        "if is_cuda():\n    BASE_QUANTIZATION_METHODS.update({'mxfp4': Mxfp4Config})\n"
+        "BASE_QUANTIZATION_METHODS['quark'] = QuarkConfig\n"
+        "QUANTIZATION_METHODS = {**BASE_QUANTIZATION_METHODS}\nOTHERS = {'torchao': 1}\n"
+    )
+
+
+def quantise(folder: Path, key: str = "quantization_config", **config: str) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: config}))
+
+
+@pytest.mark.parametrize("source", ["folder", "bundle", "cache"])
+def test_a_quantisation_that_the_bundles_sglang_does_not_know(place: Place, tmp_path: Path, source: str) -> None:
+    """Of a cached copy, too: a download would not change it."""
+    write_methods(place)
+    place = with_environ(place, HF_HUB_CACHE=str(tmp_path / "hub"))
+    folder = snapshot(tmp_path / "hub" if source == "cache" else place.bundled, "org/name")
+    asked = str(folder) if source == "folder" else "org/name"
+    for method in ("FP8", "awq", "mxfp4", "quark"):
+        quantise(folder, quant_method=method)
+        assert resolve(asked, place).source == source
+    quantise(folder, quant_method="torchao", quant_type="float8")
+    found = refusal(asked, place)
+    assert (found.status, found.findings[0]["id"]) == (MODEL, "model.quantization")
+    assert "quantised by torchao" in found.findings[0]["evidence"]
+    assert "awq, fp8, mxfp4, quark. WHEEL_COMPOSER_MODEL_CHECK=off" in str(found.findings[0]["fix"])
+    assert resolve(asked, with_environ(place, WHEEL_COMPOSER_MODEL_CHECK="off")).source == source
+    assert resolve(asked, place, flags=["--quantization"]).source == source
+
+
+def test_a_quantisation_of_compressed_tensors(place: Place) -> None:
+    write_methods(place)
+    folder = snapshot(place.bundled, "org/name")
+    quantise(folder, "compression_config", quant_method="compressed-tensors")
+    assert refusal("org/name", place).findings[0]["id"] == "model.quantization"
+
+
+def test_of_the_default_model_only_the_name_tells_its_quantisation(place: Place) -> None:
+    assert resolve(_NAME, place).findings == ()  # the table of this bundle cannot be read
+    write_methods(place)
+    assert [(one["id"], one["severity"]) for one in resolve(_NAME, place).findings] == [
+        ("model.quantization", "warning")
+    ]
+    assert resolve("org/name", place).findings == ()
+
+
+def test_a_file_is_served_if_it_is_gguf(place: Place, tmp_path: Path) -> None:
+    folder = model(tmp_path / "model")
+    found = refusal(str(folder / "config.json"), place)
+    assert (found.status, found.findings[0]["id"]) == (MODEL, "model.file")
+    assert found.findings[0]["fix"] == f"Name the folder: {folder}."
+    (tmp_path / "one.gguf").write_bytes(b"GGUF\3\0\0\0")
+    assert resolve(str(tmp_path / "one.gguf"), place).source == "file"
 
 
 def test_flags_that_do_without_a_tokenizer(place: Place, tmp_path: Path) -> None:
@@ -373,14 +436,14 @@ def test_a_file_about_another_model_is_not_used(place: Place, tmp_path: Path) ->
 def test_lines(tmp_path: Path, text: str, values: dict[str, str]) -> None:
     path = tmp_path / "x.env"
     path.write_text(text)
-    assert serve_record.read(path) == (values, [])
+    assert env_file.read(path) == (values, [])
 
 
 @pytest.mark.parametrize("text", ["touch pwned", "A=b c", "A='b", "export A", "x; A=b", "a=b", "\udcff"])
 def test_lines_that_we_do_not_write(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.env"
     path.write_text(text, errors="surrogateescape")
-    values, findings = serve_record.read(path)
+    values, findings = env_file.read(path)
     assert (values, len(findings)) == ({}, 1)
 
 
@@ -388,9 +451,9 @@ def test_a_file_that_others_could_have_written(tmp_path: Path) -> None:
     path = tmp_path / "x.env"
     path.write_text("SGLANG_MODEL=a")
     path.chmod(0o646)
-    assert "another user" in serve_record.read(path)[1][0]["evidence"]
-    assert "cannot be read" in serve_record.read(tmp_path)[1][0]["evidence"]
-    assert serve_record.read(tmp_path / "absent") == ({}, [])
+    assert "another user" in env_file.read(path)[1][0]["evidence"]
+    assert "cannot be read" in env_file.read(tmp_path)[1][0]["evidence"]
+    assert env_file.read(tmp_path / "absent") == ({}, [])
 
 
 # --- the program ------------------------------------------------------------------------------------------------------
@@ -406,7 +469,7 @@ def installed(place: Place) -> Path:
 
 
 def start(site: Path, *arguments: str, **environ: str) -> subprocess.Popen[str]:
-    code = f"import sys; sys.path.insert(0, {str(site)!r})\nfrom _compose.resolve import main\nsys.exit(main())"
+    code = f"import sys; sys.path.insert(0, {str(site)!r})\nfrom _compose.serve.resolve import main\nsys.exit(main())"
     root = site.parents[3]
     environ = {"PATH": "/usr/bin", "HOME": str(root / "home"), "WHEEL_COMPOSER_CACHE": str(root / "cache"), **environ}
     return subprocess.Popen([sys.executable, "-IS", "-c", code, *arguments], env=environ, cwd=root, text=True,

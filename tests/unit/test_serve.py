@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from composer.model.profile import parse_profiles, render_profiles
-from composer.runtime import serve_options
-from composer.runtime.resolve import Place, record, resolve
-from composer.runtime.serve_launch import Launch, planned
-from composer.runtime.serve_options import DEFAULT_SAMPLING
-from composer.runtime.serve_report import MODEL, USAGE, Refusal
+from composer.runtime.model.place import Place
+from composer.runtime.serve import options
+from composer.runtime.serve.launch import Launch, planned
+from composer.runtime.serve.options import DEFAULT_SAMPLING
+from composer.runtime.serve.report import MODEL, USAGE, Refusal
+from composer.runtime.serve.resolve import record, resolve
 from tests.models import NEW_CLASS, model, snapshot
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +31,8 @@ def place(tmp_path: Path) -> Place:
     """A bundle without models, an empty cache folder, and a home without a Hugging Face cache."""
     (tmp_path / "bundle").mkdir()
     (tmp_path / "cache").mkdir()
-    return Place(prefix=tmp_path / "bundle", cache=tmp_path / "cache", environ={"HOME": str(tmp_path / "home")})
+    environ = {"HOME": str(tmp_path / "home"), "WHEEL_COMPOSER_GPU_CHECK": "off"}  # what hosts without a GPU are told
+    return Place(prefix=tmp_path / "bundle", cache=tmp_path / "cache", environ=environ)
 
 
 def plan(place: Place, *passed: str, **environ: str) -> Launch:
@@ -251,6 +253,12 @@ def test_other_names_of_a_flag(place: Place, flag: str) -> None:
     assert (launch.command[11:13], launch.findings) == (["--tp-size", "1"], [])
 
 
+def test_a_second_separator_is_none_of_the_servers_flags(place: Place) -> None:
+    launch = plan(place, "--", "--port", "8", "--", "--tp", "2", SGLANG_MODEL="a/b")
+    assert launch.findings == []
+    assert (launch.port, "--" in launch.command) == (8, False)
+
+
 def test_a_flag_that_is_cut_short_is_left_to_the_server(place: Place) -> None:
     launch = plan(place, "--por", "2")
     assert (launch.port, launch.command[-2:]) == (30000, ["--por", "2"])
@@ -306,11 +314,11 @@ def test_every_flag_of_ours_is_one_of_sglangs() -> None:
     """And no flag of sglang's but these is taken for one of ours."""
     lines = (_ROOT / "tests/sglang-0.5.9-flags.txt").read_text().splitlines()
     known = [line.split() for line in lines if line.startswith("--")]
-    for name, aliases in serve_options.MANAGED.items():
+    for name, aliases in options.MANAGED.items():
         assert {name, *aliases} - {"--tp"} in [set(names) for names in known]
-    ours = {alias for name, aliases in serve_options.MANAGED.items() for alias in (name, *aliases)}
+    ours = {alias for name, aliases in options.MANAGED.items() for alias in (name, *aliases)}
     for name in {name for names in known for name in names} - ours:
-        flags, findings = serve_options.from_words([name, "x"], "--")
+        flags, findings = options.from_words([name, "x"], "--")
         assert ([flag.name for flag in flags], findings) == ([name], [])
 
 
@@ -321,16 +329,22 @@ _PROFILES = {
               "disable-cuda-graph": True, "model-loader-extra-config": {"num_threads": 16}},
               "environment": {"NCCL_P2P_LEVEL": "4"}},
     "part": {"kind": "fragment", "flags": {"page-size": 64}},
+    "hopper": {"kind": "fragment", "sm": [90]},
     "measure": {"kind": "tool", "module": "sglang.bench_one_batch_server"},
 }  # fmt: skip
 
 
-def with_profile(place: Place, name: str, *passed: str, **environ: str) -> Launch:
+def write_profiles(place: Place, *sms: int) -> None:
+    """Those of a bundle for these SMs."""
     rows = [{"name": key, "title": key, "reference": "a test", **row} for key, row in _PROFILES.items()]
     made = parse_profiles({"x.toml": {"schema": 1, "reference": "a test", "profile": rows}})
     path = place.prefix / "share/compose/profiles.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(render_profiles(made, stack="sglang", version="0.5.9", sm=None))
+    path.write_bytes(render_profiles(made, stack="sglang", version="0.5.9", sms=sms))
+
+
+def with_profile(place: Place, name: str, *passed: str, **environ: str) -> Launch:
+    write_profiles(place)
     found = Place(prefix=place.prefix, cache=place.cache, environ={**place.environ, **environ})
     return planned(found, profile=name, passed=passed)
 
@@ -375,12 +389,13 @@ def test_what_is_no_profile_for_a_server(place: Place, name: str, says: str) -> 
 
 def test_the_servers_environment(place: Place) -> None:
     """SGLANG_PORT above all: sglang 0.5.9 would bind it for its own messages, before it serves on it."""
-    ours = {name: "1" for name in serve_options.VARIABLES if name not in ("SGLANG_MODEL", "SGLANG_EXTRA_ARGS",
+    ours = {name: "1" for name in options.VARIABLES if name not in ("SGLANG_MODEL", "SGLANG_EXTRA_ARGS",
             "SGLANG_PREFERRED_SAMPLING_PARAMS", "SGLANG_MODEL_ENV_FILE")}  # fmt: skip
     launch = plan(place, **ours, SGLANG_MODEL="a/b", SGLANG_EXTRA_ARGS="--x", SGLANG_MODEL_ENV_FILE="/x", HF_TOKEN="t",
                   SGLANG_ENABLE_JIT_DEEPGEMM="0", HF_HUB_OFFLINE="")  # fmt: skip
     assert launch.environ == {"HOME": place.environ["HOME"], "HF_TOKEN": "t", "SGLANG_ENABLE_JIT_DEEPGEMM": "0",
-                              "HF_HUB_OFFLINE": "", "PYTHONSAFEPATH": "1"}  # fmt: skip
+                              "HF_HUB_OFFLINE": "", "PYTHONSAFEPATH": "1",
+                              "WHEEL_COMPOSER_GPU_CHECK": "off"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("value", "set_"), [("0", True), ("false", True), ("1", False), (None, False)])
@@ -423,7 +438,7 @@ def test_a_file_as_the_reference_writes_it(place: Place, tmp_path: Path) -> None
 
 # --- the program ------------------------------------------------------------------------------------------------------
 
-_PYTHON = "#!{python} -IS\nimport json, os, sys\nprint(json.dumps([sys.argv, dict(os.environ)]))\nsys.exit(7)\n"
+_PYTHON = "#!{python} -IS\nimport json, os, sys\nprint(json.dumps([sys.argv, dict(os.environ)]))\nsys.exit(42)\n"
 
 
 @pytest.fixture
@@ -440,10 +455,10 @@ def site(place: Place) -> Path:
 
 
 def run(site: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    code = f"import sys; sys.path.insert(0, {str(site)!r})\nfrom _compose.serve import main\nsys.exit(main())"
+    code = f"import sys; sys.path.insert(0, {str(site)!r})\nfrom _compose.serve.cli import main\nsys.exit(main())"
     root = site.parents[3]
     environ = {"PATH": "/usr/bin", "HOME": str(root / "home"), "WHEEL_COMPOSER_CACHE": str(root / "cache"),
-               "SGLANG_MODEL": "org/name", **environ}  # fmt: skip
+               "SGLANG_MODEL": "org/name", "WHEEL_COMPOSER_GPU_CHECK": "off", **environ}  # fmt: skip
     return subprocess.run([sys.executable, "-IS", "-c", code, *arguments], env=environ, cwd=root, text=True,
                           capture_output=True, check=False, timeout=60)  # fmt: skip
 
@@ -451,7 +466,7 @@ def run(site: Path, *arguments: str, **environ: str) -> subprocess.CompletedProc
 def test_the_server_takes_the_place_of_the_program(site: Path, place: Place) -> None:
     folder = snapshot(place.bundled, "org/name")
     done = run(site, SGLANG_PORT="3000", SGLANG_TP_SIZE="1")
-    assert done.returncode == 7
+    assert done.returncode == 42
     argv, environ = json.loads(done.stdout)
     assert argv == [str(place.prefix / "bin/python3"), "-m", "sglang.launch_server", "--model-path", str(folder),
                     "--host", "0.0.0.0", "--port", "3000", "--served-model-name", "org/name", "--tp-size", "1",
@@ -470,7 +485,7 @@ def test_dry_run_and_print_cmd(site: Path) -> None:
     assert done.stderr == ("SGLang server starting\n  model: org/name (will download from HF)\n"
                            f"  host: 0.0.0.0  port: 30000\nCMD: {shlex.join(command)}\n")  # fmt: skip
     printed = run(site, "--print-cmd", SGLANG_SERVED_NAME="it's")
-    assert (printed.returncode, printed.stderr) == (7, done.stderr)
+    assert (printed.returncode, printed.stderr) == (42, done.stderr)
     assert json.loads(printed.stdout)[0] == command
 
 
@@ -491,6 +506,7 @@ def test_json(site: Path) -> None:
     [
         (["--foo", "x"], {}, 2, "ERROR: Unknown flag: --foo (all sglang options are set via env vars)\n"),
         (["--dry"], {}, 2, "ERROR: Unknown flag: --dry (all"), (["x"], {}, 2, "ERROR: Unknown flag: x (all"),
+        (["--profile"], {}, 2, "ERROR: sglang-serve: argument --profile: expected one argument\n  fix: See sglang"),
         ([], {"SGLANG_TP_SIZE": "foo"}, 2, "ERROR: SGLANG_TP_SIZE: 'foo' is no number of GPUs: 1 or more\n"),
         (["--strict", "--", "--port", "1"], {"SGLANG_PORT": "2"}, 2, "ERROR: --port 1 (--) takes the place"),
         ([], {"SGLANG_MODEL": "/no/such"}, 6, "ERROR: /no/such: there is no such folder\n  fix: Name one that"),
@@ -552,7 +568,7 @@ def test_preflight_of_a_port_of_another_user(site: Path) -> None:
     assert f"by process {process.pid} of nobody" in done.stderr
 
 
-def test_gpus_that_do_not_suffice(site: Path, tmp_path: Path) -> None:
+def test_gpus_that_do_not_suffice(site: Path, place: Place, tmp_path: Path) -> None:
     """As nvidia-smi shows them; NVML is made unusable where there is one."""
     (tmp_path / "driver").mkdir()
     (tmp_path / "driver/libnvidia-ml.so.1").write_text("no library")
@@ -564,8 +580,8 @@ def test_gpus_that_do_not_suffice(site: Path, tmp_path: Path) -> None:
     program.chmod(0o755)
     environ = {"LD_LIBRARY_PATH": str(tmp_path / "driver"), "PATH": f"{tmp_path / 'driver'}:/usr/bin:/bin"}
 
-    def findings(**more: str) -> list[str]:
-        report = json.loads(run(site, "--dry-run", "--json", **environ, **more).stdout)
+    def findings(*words: str, **more: str) -> list[str]:
+        report = json.loads(run(site, "--dry-run", "--json", *words, **environ, **more).stdout)
         return [one["evidence"] for one in report["findings"]]
 
     assert findings(SGLANG_TP_SIZE="2") == []
@@ -574,3 +590,33 @@ def test_gpus_that_do_not_suffice(site: Path, tmp_path: Path) -> None:
         "2 GPUs are asked for by SGLANG_TP_SIZE, and 1 can be seen"]  # fmt: skip
     assert findings(SGLANG_TP_SIZE="16", SGLANG_EXTRA_ARGS="--nnodes 8") == []
     assert findings(SGLANG_MODEL="") == ["its weights are FP8 and need SM 89 or newer; NVIDIA A100 has SM 80"]
+    write_profiles(place, 80, 90)
+    assert findings("--profile", "part") == []
+    assert findings("--profile", "hopper") == ["is for SM 90; NVIDIA A100 has SM 80"]
+
+
+def test_a_host_without_a_gpu(site: Path, tmp_path: Path) -> None:
+    """One error before anything is imported, with a status of its own; a dry run only says so."""
+    (tmp_path / "driver").mkdir()
+    (tmp_path / "driver/libnvidia-ml.so.1").write_text("no library")
+    smi = tmp_path / "driver/nvidia-smi"
+    smi.write_text("#!/bin/sh\nexit 9\n")
+    smi.chmod(0o755)
+    environ = {"LD_LIBRARY_PATH": str(tmp_path / "driver"), "PATH": f"{tmp_path / 'driver'}:/usr/bin:/bin",
+               "WHEEL_COMPOSER_GPU_CHECK": ""}  # fmt: skip
+    if Path("/proc/driver/nvidia/gpus").exists() or Path("/proc/device-tree").exists():
+        pytest.skip("needs a host without a GPU")
+    done = run(site, "--json", **environ)
+    assert done.returncode == 7
+    assert done.stderr.startswith("ERROR: no GPU was found: there is no NVIDIA driver")
+    assert "\n  fix: Use a host with an NVIDIA GPU" in done.stderr
+    assert [one["id"] for one in json.loads(done.stdout)["findings"]] == ["serve.gpu"]
+    assert run(site, "--", "--device", "cpu", **environ).returncode == 42
+    assert run(site, "--", "--device", "cuda", **environ).returncode == 7
+    assert run(site, "--dry-run", **environ).stderr.startswith("SGLang server starting\n")
+    dry = run(site, "--dry-run", SGLANG_TP_SIZE="8", **environ)
+    assert (dry.returncode, dry.stderr.startswith("WARNING: no GPU was found")) == (0, True)
+    smi.write_text("#!/bin/sh\necho '0, GPU-0, NVIDIA H200, 81920, 81000, 30, 0, 0:0:0.0, 570.86.15, 9.0'\n")
+    assert run(site, **environ).returncode == 42
+    hidden = run(site, **environ, CUDA_VISIBLE_DEVICES="")
+    assert (hidden.returncode, "CUDA_VISIBLE_DEVICES: '' hides every GPU" in hidden.stderr) == (7, True)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from composer.runtime.service_environment import parse, render, update
-from composer.runtime.service_spec import ServiceError
+from composer.runtime.service.environment_file import parse, render, update
+from composer.runtime.service.spec import ServiceError
 
 #: systemd's own reader of such files. It also expands $, which EnvironmentFile= does not.
 SYSTEMD = Path("/usr/lib/systemd/user-environment-generators/30-systemd-environment-d-generator")
@@ -67,7 +67,7 @@ def test_a_line_that_systemd_would_skip_is_a_fault(text, line):
 
 @pytest.mark.parametrize("pair", [{"A": "a\nb"}, {"A": "\0"}, {"A B": "c"}, {"": "c"}, {"1A": "c"}])
 def test_what_no_line_can_hold_is_not_written(pair):
-    with pytest.raises(ServiceError, match="no environment variable"):
+    with pytest.raises(ServiceError, match="cannot be a line of a settings file"):
         render(pair)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from composer.runtime.service_health import SILENT, address, ask
-from composer.runtime.service_spec import ServiceError
+from composer.runtime.service.health import SILENT, address, ask
+from composer.runtime.service.spec import ServiceError
 
 
 @pytest.mark.parametrize("host", ["a..b", "a b", "x" * 64, "\x00"])
@@ -20,7 +20,13 @@ def test_the_variables_say_it_where_no_program_does(command):
         address({"SGLANG_PORT": "0"}, command)
 
 
-@pytest.mark.parametrize("said", ["", "no JSON", "[]", '{"schema": 1, "status": 2}', '{"port": {"port": null}}'])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "", "no JSON", "[]", '{"schema": 1, "status": 2}', '{"port": {"host": "h", "port": null}}',
+        '{"port": {"host": "h", "port": 70000}}', '{"port": {"host": "h", "port": 1e999}}',
+    ],
+)  # fmt: skip
 def test_a_program_that_does_not_say_it_is_not_believed(tmp_path, said):
     program = tmp_path / "sglang-serve"
     program.write_text(f"#!/bin/sh\necho '{said}'\n")

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from composer.runtime.service_spec import PLAIN, Service, ServiceError, check_name, check_path, places, stable_prefix
-from composer.runtime.service_unit import MARK, command, program, unit, word
+from composer.runtime.service.spec import PLAIN, Service, ServiceError, check_name, check_path, places, stable_prefix
+from composer.runtime.service.unit import MARK, command, program, unit, word
 
 ANALYZE = shutil.which("systemd-analyze")
 needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="needs systemd-analyze")
@@ -80,7 +80,7 @@ def test_what_a_server_with_gpus_needs(bundle):
     assert {
         "LimitMEMLOCK=infinity", "LimitSTACK=64M", "LimitNOFILE=1048576", "Restart=on-failure", "KillMode=mixed",
         "RestartSteps=5", "TimeoutStartSec=1800", "TimeoutStopSec=120", "DeviceAllow=char-nvidia* rw",
-        "EnvironmentFile=/etc/compose/a%%b.env", "RestartPreventExitStatus=2 6 10 11 12 13 14 15", "DynamicUser=yes",
+        "EnvironmentFile=/etc/compose/a%%b.env", "RestartPreventExitStatus=2 6 10 11 12 13 14 15 16", "DynamicUser=yes",
     } <= set(lines)  # fmt: skip
     # The device class must exist before the service is let near it.
     assert any(line.startswith("After=") and "modprobe@nvidia_uvm.service" in line for line in lines)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from composer.runtime.safetensors import tensor_names
-from composer.runtime.snapshot import faults
+from composer.runtime.model.safetensors import tensor_names
+from composer.runtime.model.snapshot import faults
 from tests.models import cached, raw_safetensors, safetensors, shapes, write_llama
 
 FIRST = "model-00001-of-00002.safetensors"
@@ -50,8 +50,12 @@ def test_no_folder(tmp_path: Path) -> None:
     assert found(tmp_path / "absent") == [("model.folder", "error", str(tmp_path / "absent"))]
 
 
-def test_an_empty_folder_lacks_everything(tmp_path: Path) -> None:
-    assert [one[0] for one in found(tmp_path)] == ["model.config", "model.weights", "model.tokenizer"]
+def test_a_folder_without_a_model_is_one_fault(tmp_path: Path) -> None:
+    assert found(tmp_path) == [("model.config", "error", ".")]
+    (tmp_path / "README.md").write_text("about models")
+    assert "holds no model" in only(tmp_path)["evidence"]
+    (tmp_path / "tokenizer.json").write_text("{}")  # a part of one: what else it lacks
+    assert [one[0] for one in found(tmp_path)] == ["model.config", "model.weights"]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,11 @@
 if [ -n "${BASH_VERSION-}" ]; then
     _compose_file=$BASH_SOURCE
 elif [ -n "${ZSH_VERSION-}" ]; then
-    # Not ${(%):-%x}: in the C locale a prompt escape garbles what is not ASCII.
-    _compose_file=${funcsourcetrace[1]%:*}
+    # Not ${(%):-%x}: in the C locale a prompt escape garbles what is not ASCII. As sh or ksh, zsh does not load the
+    # module by itself, and counts from 0.
+    zmodload zsh/parameter
+    _compose_file="${funcsourcetrace[@]:0:1}"
+    _compose_file=${_compose_file%:*}
 else
     # dash and busybox read a sourced file through a descriptor of 10 or more. $$ is not the process of a subshell.
     _compose_file=${COMPOSE_PREFIX:+$COMPOSE_PREFIX/bin/activate}
@@ -14,7 +17,8 @@ else
         for _compose_open in "/proc/$_compose_process/fd"/[1-9][0-9]*; do
             _compose_rest=$(readlink -- "$_compose_open" 2>/dev/null || :)
             case $_compose_rest in
-                */bin/activate) [ ! -e "${_compose_rest%/bin/activate}/etc/env" ] || _compose_file=$_compose_rest ;;
+                */bin/activate)
+                    [ ! -d "${_compose_rest%/bin/activate}/@SITE@/_compose" ] || _compose_file=$_compose_rest ;;
             esac
         done
     fi
@@ -30,6 +34,12 @@ esac
 _compose_prefix=$(CDPATH= cd -- "${_compose_file%/*}/.." >/dev/null 2>&1 && pwd) || _compose_prefix=
 if [ ! -x "$_compose_prefix/bin/python3" ]; then
     echo "activate: cannot tell where the bundle is: set COMPOSE_PREFIX to its folder and source this again" >&2
+    unset _compose_file _compose_prefix
+    return 1
+fi
+
+if [ ! -r "$_compose_prefix/etc/env" ]; then
+    echo "activate: $_compose_prefix/etc/env cannot be read: unpack the bundle again" >&2
     unset _compose_file _compose_prefix
     return 1
 fi

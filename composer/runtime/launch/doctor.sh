@@ -79,7 +79,7 @@ report() {
     echo "not ready: 1 error; this host has no Python 3.10 or newer to look for others"
 }
 
-ours='import sys; sys.path = [one for one in sys.path if one]; from _compose.doctor import main'
+ours='import sys; sys.path = [one for one in sys.path if one]; from _compose.doctor.cli import main'
 # Of the bundle's site-packages only our own package: the others are for another Python.
 theirs='
 import importlib.util as tools, sys
@@ -89,7 +89,7 @@ if sys.version_info < (3, 10):
 spec = tools.spec_from_file_location("_compose", folder + "/__init__.py", submodule_search_locations=[folder])
 sys.modules["_compose"] = tools.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["_compose"])
-from _compose.doctor import main'
+from _compose.doctor.cli import main'
 
 machine=$(sed -n 's/.*"machine" *: *"\([^"]*\)".*/\1/p' "$prefix/share/compose/target.json" 2>/dev/null)
 if [ -n "$machine" ] && [ "$machine" != "$(uname -m)" ]; then

@@ -14,6 +14,6 @@ esac
 home=$(CDPATH= cd -P -- "${self%/*}" && pwd -P) || exit 127
 # Modules of another Python, or of the home folder, must not shadow those of the bundle, in this process or its children.
 unset PYTHONHOME PYTHONPATH
-export PYTHONNOUSERSITE=1
+export PYTHONNOUSERSITE=1@EXPORTS@
 exec "$home/python3"@OPTIONS@ "$0" "$@"
 '''
