@@ -11,7 +11,9 @@ static const struct {
 } symbols[] = {
 #define REQUIRED(name) {"cu" #name, offsetof(Driver, name), 0}
 #define OPTIONAL(name) {"cu" #name, offsetof(Driver, name), 1}
-    REQUIRED(GetErrorString),    REQUIRED(DeviceGet),
+    REQUIRED(GetErrorString),    REQUIRED(DriverGetVersion),
+    REQUIRED(CtxGetDevice),      REQUIRED(ModuleUnload),
+    REQUIRED(DeviceGet),
     REQUIRED(DeviceGetAttribute), REQUIRED(DevicePrimaryCtxRetain),
     REQUIRED(CtxGetCurrent),     REQUIRED(CtxSetCurrent),
     REQUIRED(CtxGetLimit),       REQUIRED(CtxSetLimit),
@@ -19,7 +21,7 @@ static const struct {
     REQUIRED(ModuleGetFunction), REQUIRED(FuncGetAttribute),
     REQUIRED(FuncSetAttribute),  REQUIRED(FuncSetCacheConfig),
     OPTIONAL(LaunchKernelEx),    OPTIONAL(OccupancyMaxActiveClusters),
-    OPTIONAL(TensorMapEncodeTiled),
+    OPTIONAL(TensorMapEncodeTiled), OPTIONAL(TensorMapEncodeIm2col),
 };
 
 const Driver *driver(void) {

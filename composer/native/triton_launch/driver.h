@@ -24,6 +24,8 @@ enum {
   CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT = 16,
   CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE = 36,
   CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH = 37,
+  CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75,
+  CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76,
   CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR = 81,
   CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 97,
 };
@@ -78,15 +80,18 @@ _Static_assert(sizeof(CUlaunchConfig) == 56, "CUlaunchConfig is 56 bytes");
 
 typedef struct {
   CUresult (*GetErrorString)(CUresult, const char **);
+  CUresult (*DriverGetVersion)(int *);
   CUresult (*DeviceGet)(CUdevice *, int);
   CUresult (*DeviceGetAttribute)(int *, int, CUdevice);
   CUresult (*DevicePrimaryCtxRetain)(CUcontext *, CUdevice);
   CUresult (*CtxGetCurrent)(CUcontext *);
   CUresult (*CtxSetCurrent)(CUcontext);
+  CUresult (*CtxGetDevice)(CUdevice *);
   CUresult (*CtxGetLimit)(size_t *, int);
   CUresult (*CtxSetLimit)(int, size_t);
   CUresult (*PointerGetAttribute)(void *, int, CUdeviceptr);
   CUresult (*ModuleLoadData)(CUmodule *, const void *);
+  CUresult (*ModuleUnload)(CUmodule);
   CUresult (*ModuleGetFunction)(CUfunction *, CUmodule, const char *);
   CUresult (*FuncGetAttribute)(int *, int, CUfunction);
   CUresult (*FuncSetAttribute)(CUfunction, int, int);
@@ -96,6 +101,8 @@ typedef struct {
   CUresult (*OccupancyMaxActiveClusters)(int *, CUfunction, const CUlaunchConfig *);
   CUresult (*TensorMapEncodeTiled)(CUtensorMap *, int, uint32_t, void *, const uint64_t *, const uint64_t *,
                                    const uint32_t *, const uint32_t *, int, int, int, int);
+  CUresult (*TensorMapEncodeIm2col)(CUtensorMap *, int, uint32_t, void *, const uint64_t *, const uint64_t *,
+                                    const int *, const int *, uint32_t, uint32_t, const uint32_t *, int, int, int, int);
 } Driver;
 
 /* The driver's functions, or NULL with RuntimeError set. Needs the GIL. */

@@ -1,15 +1,17 @@
 /* One launcher for every kernel signature.
  *
- * Triton writes, compiles and loads a C launcher per signature. Here the signature is a short string, read once into a
- * plan, and one function interprets the plan at each launch. What reaches cuLaunchKernelEx is the same, byte for byte.
+ * Triton 3.5 writes, compiles and loads a C launcher per signature; 3.8 has one that reads Python objects at each
+ * launch, and compiles that. Here the signature is a short string, read once into a plan, and one function interprets
+ * the plan at each launch. What reaches cuLaunchKernelEx is the same, byte for byte.
  *
  * Codes, one per kernel argument:
  *   P  pointer: int, None, or an object with data_ptr()       T  tensor map, passed by value
  *   b h i L    signed integers of 8, 16, 32, 64 bits          B H I K  unsigned ones
- *   e g f d    fp16, bf16, fp32, fp64 from a Python number    x  constexpr: taken and not passed on
+ *   s u        of any width, by the kernel: signed, unsigned  x  constexpr: taken and not passed on
+ *   e g f d    fp16, bf16, fp32, fp64 from a Python number
  *   ( ... )    a tuple of these, flattened
  * Integers obey the format units of the same letters of PyArg_ParseTuple, which upstream's launchers use: signed ones
- * and `b` are checked for overflow, unsigned ones are masked.
+ * and `b` are checked for overflow, unsigned ones are masked. Triton 3.8 checks for 64 bits only: `s` and `u`.
  */
 #include <math.h>
 #include <string.h>
@@ -123,7 +125,11 @@ static int scalar(PyObject *object, char code, uint64_t *out) {
   case 'i':
     return ranged(object, INT32_MIN, INT32_MAX, "signed integer", out);
   case 'L':
+  case 's':
     *out = (uint64_t)PyLong_AsLongLong(object);
+    return *out == (uint64_t)-1 && PyErr_Occurred() ? -1 : 0;
+  case 'u':
+    *out = PyLong_AsUnsignedLongLong(object);
     return *out == (uint64_t)-1 && PyErr_Occurred() ? -1 : 0;
   case 'B':
   case 'H':
@@ -247,6 +253,7 @@ static int resolve(const Driver *cuda, const Plan *plan, Leaf *leaves, void **pa
 /* ---- the launch ----------------------------------------------------------------------------------------------- */
 
 typedef struct {
+  int packed; /* called as Triton 3.8 does */
   int grid[3];
   uint64_t stream, function;
   int cooperative, pdl;
@@ -275,13 +282,18 @@ static int read_shape(PyObject *const *arguments, Shape *shape) {
 static int read_metadata(PyObject *metadata, Shape *shape) {
   int *fields[] = {&shape->num_warps,  &shape->num_ctas,   &shape->shared_memory,
                    &shape->cluster[0], &shape->cluster[1], &shape->cluster[2]};
-  if (!PyTuple_Check(metadata) || PyTuple_Size(metadata) != 6) {
+  int given = shape->packed ? 3 : 6;
+  if (!PyTuple_Check(metadata) || PyTuple_Size(metadata) != given) {
     PyErr_SetString(PyExc_TypeError, "kernel_metadata must be a tuple");
     return -1;
   }
-  for (int i = 0; i < 6; ++i)
+  for (int i = 0; i < given; ++i)
     if (read_int(PyTuple_GetItem(metadata, i), fields[i]) < 0)
       return -1;
+  if (shape->packed) {
+    shape->cluster[0] = shape->num_ctas;
+    shape->cluster[1] = shape->cluster[2] = 1;
+  }
   return 0;
 }
 
@@ -329,8 +341,13 @@ static int submit(const Driver *cuda, const Shape *shape, void **params) {
       .attrs = attributes,
       .numAttrs = fill_attributes(shape, attributes),
   };
+  CUfunction kernel = (CUfunction)shape->function;
   PyThreadState *state = PyEval_SaveThread();
-  CUresult status = cuda->LaunchKernelEx(&config, (CUfunction)shape->function, params, NULL);
+  CUresult status = CUDA_SUCCESS;
+  if (shape->packed && shape->num_ctas == 16) /* more than what every GPU with clusters has */
+    status = cuda->FuncSetAttribute(kernel, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1);
+  if (status == CUDA_SUCCESS)
+    status = cuda->LaunchKernelEx(&config, kernel, params, NULL);
   PyEval_RestoreThread(state);
   if (status == CUDA_SUCCESS)
     return 0;
@@ -367,7 +384,7 @@ static int run(const Driver *cuda, const Plan *plan, PyObject *const *arguments,
   return call_hook(arguments[EXIT_HOOK], arguments[LAUNCH_METADATA]);
 }
 
-static PyObject *launch(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
+static PyObject *launch_as(PyObject *self, PyObject *const *arguments, Py_ssize_t count, int packed) {
   const Plan *plan = PyCapsule_GetPointer(self, plan_name);
   const Driver *cuda = driver();
   if (!plan || !cuda)
@@ -377,7 +394,7 @@ static PyObject *launch(PyObject *self, PyObject *const *arguments, Py_ssize_t c
     return cuda_error(context);
   if (count != FIXED + plan->top)
     return PyErr_Format(PyExc_TypeError, "launch takes exactly %zd arguments (%zd given)", FIXED + plan->top, count);
-  Shape shape;
+  Shape shape = {.packed = packed};
   Leaf leaves[plan->leaves + 1];
   Binding binding = {.code = plan->codes, .leaf = leaves};
   int status = read_shape(arguments, &shape);
@@ -389,6 +406,38 @@ static PyObject *launch(PyObject *self, PyObject *const *arguments, Py_ssize_t c
     status = run(cuda, plan, arguments, &shape, leaves);
   Py_DecRef(binding.kept);
   return status == 0 ? new_none() : NULL;
+}
+
+static PyObject *launch(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
+  return launch_as(self, arguments, count, 0);
+}
+
+/* As Triton 3.8 calls it: the metadata and the hooks before the scratch buffers, and the kernel's own arguments as one
+ * sequence at the end.
+ */
+static PyObject *launch_packed(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
+  const Plan *plan = PyCapsule_GetPointer(self, plan_name);
+  if (!plan)
+    return NULL;
+  if (count != FIXED + 1)
+    return PyErr_Format(PyExc_TypeError, "launch takes exactly %d arguments (%zd given)", FIXED + 1, count);
+  PyObject *own = PySequence_Tuple(arguments[FIXED]);
+  if (!own)
+    return NULL;
+  PyObject *result = NULL, *flat[FIXED + plan->top];
+  if (PyTuple_Size(own) != plan->top) {
+    PyErr_Format(PyExc_TypeError, "the kernel takes exactly %zd arguments (%zd given)", plan->top, PyTuple_Size(own));
+  } else {
+    enum { SCRATCH = METADATA + 2 }; /* where the two buffers are in this order */
+    memcpy(flat, arguments, sizeof *flat * GLOBAL_SCRATCH);
+    memcpy(flat + GLOBAL_SCRATCH, arguments + SCRATCH, sizeof *flat * 2);
+    memcpy(flat + METADATA, arguments + GLOBAL_SCRATCH, sizeof *flat * 4);
+    for (Py_ssize_t i = 0; i < plan->top; ++i)
+      flat[FIXED + i] = PyTuple_GetItem(own, i);
+    result = launch_as(self, flat, FIXED + plan->top, 1);
+  }
+  Py_DecRef(own);
+  return result;
 }
 
 /* ---- plans ---------------------------------------------------------------------------------------------------- */
@@ -408,7 +457,7 @@ static int measure(const char *codes, Py_ssize_t *top, Py_ssize_t *leaves) {
     *top += depth == 0;
     if (*codes == '(')
       ++depth;
-    else if (strchr("PTbhiLBHIKegfdx", *codes))
+    else if (strchr("PTbhiLBHIKsuegfdx", *codes))
       ++*leaves;
     else
       return -1;
@@ -418,11 +467,13 @@ static int measure(const char *codes, Py_ssize_t *top, Py_ssize_t *leaves) {
   return depth ? -1 : 0;
 }
 
-PyObject *new_launcher(PyObject *module, PyObject *arguments) {
-  static PyMethodDef method = {"launch", (PyCFunction)(void (*)(void))launch, METH_FASTCALL, "Launch one kernel."};
+static PyMethodDef flat_method = {"launch", (PyCFunction)(void (*)(void))launch, METH_FASTCALL, "Launch one kernel."};
+static PyMethodDef packed_method = {
+    "launch", (PyCFunction)(void (*)(void))launch_packed, METH_FASTCALL, "Launch one kernel."};
+
+static PyObject *make_launcher(PyObject *arguments, PyMethodDef *method) {
   const char *codes;
   Py_ssize_t top, leaves;
-  (void)module;
   if (!PyArg_ParseTuple(arguments, "s", &codes))
     return NULL;
   if (measure(codes, &top, &leaves) < 0)
@@ -438,9 +489,19 @@ PyObject *new_launcher(PyObject *module, PyObject *arguments) {
     PyMem_Free(plan);
     return NULL;
   }
-  PyObject *function = PyCFunction_NewEx(&method, capsule, NULL);
+  PyObject *function = PyCFunction_NewEx(method, capsule, NULL);
   Py_DecRef(capsule);
   return function;
+}
+
+PyObject *new_launcher(PyObject *module, PyObject *arguments) {
+  (void)module;
+  return make_launcher(arguments, &flat_method);
+}
+
+PyObject *new_packed_launcher(PyObject *module, PyObject *arguments) {
+  (void)module;
+  return make_launcher(arguments, &packed_method);
 }
 
 int start_launch(void) {

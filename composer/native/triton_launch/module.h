@@ -18,6 +18,9 @@ static inline CUtensorMap *tensor_map_of(PyObject *object) {
 /* launcher(codes: str) -> callable; `codes` describes the kernel's arguments, see launch.c. */
 PyObject *new_launcher(PyObject *module, PyObject *arguments);
 
+/* The same for a callable that takes its arguments as Triton 3.8 gives them. */
+PyObject *new_packed_launcher(PyObject *module, PyObject *arguments);
+
 /* Prepare launch.c; 0, or -1 with an exception set. */
 int start_launch(void);
 
