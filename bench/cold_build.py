@@ -21,7 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
-from measure import COMPOSE, Usage, environ, machine_facts, measured, read_into_page_cache, scratch_folder, today
+from measure import (
+    COMPOSE,
+    Usage,
+    environ,
+    link_files,
+    machine_facts,
+    measured,
+    read_into_page_cache,
+    scratch_folder,
+    today,
+)
 from packaging.utils import canonicalize_name
 
 import composer
@@ -106,7 +116,7 @@ def compose_as_shipped(match: Match, folder: Path, number: int) -> Outcome:
 def _composed(match: Match, folder: Path, number: int, contestant: str, words: Sequence[str]) -> Outcome:
     """`compose build` from an empty store that holds the artifacts; then again, unchanged and with a changed wheel."""
     store = folder / "store"
-    _link(match.store.root, store, match.files)
+    link_files(match.store.root, store, match.files)
     recipe = match.options.recipe
     cold, plan, _ = _build(match, folder, recipe, "compose build", words)
     _check_set(match, {layer["name"] for layer in plan["layers"] if not layer["cached"]}, "compose build")
@@ -140,17 +150,6 @@ def _build(match: Match, folder: Path, recipe: str, label: str,
     usage = measured(argv, env=env, log=log)
     plan, result = (json.loads(line) for line in log.read_text().splitlines())
     return Step(label=label, usage=usage), plan, result
-
-
-def _link(origin: Path, store: Path, files: Sequence[Path]) -> None:
-    """The artifacts, and nothing else, of one store in another: by hard links, or copies on another file system."""
-    for path in files:
-        target = store / path.relative_to(origin)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            target.hardlink_to(path)
-        except OSError:
-            shutil.copy2(path, target)
 
 
 def _changed_recipe(recipe: str, folder: Path, name: str, glob: str) -> Path:

@@ -12,6 +12,7 @@ import datetime as dt
 import os
 import platform
 import select
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -112,6 +113,17 @@ def scratch_folder(work: Path | None) -> Iterator[Path]:
         folder = tempfile.TemporaryDirectory(prefix="bench-", dir=parent)
     with folder as name:
         yield Path(name)
+
+
+def link_files(origin: Path, store: Path, files: Iterable[Path]) -> None:
+    """Files of one store, and nothing else, in another: by hard links, or copies on another file system."""
+    for path in files:
+        target = store / path.relative_to(origin)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.hardlink_to(path)
+        except OSError:
+            shutil.copy2(path, target)
 
 
 def measured(argv: Sequence[str | Path], *, env: Mapping[str, str], log: Path, every_ms: int = _SAMPLE_MS) -> Usage:

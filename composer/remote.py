@@ -33,6 +33,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from composer._fs import host_errors
+from composer._json import decode
 from composer.errors import ComposerError, HostError, RecipeError
 from composer.events import Event, Listener, silent
 
@@ -43,7 +44,7 @@ _VALUE, _WITH_BYTES = (".json",), (".zst", ".json")
 #: paths of one machine, and what a proof found: that is asked where it is used.
 SHARED: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "blob": _WITH_BYTES, "layer": _WITH_BYTES, "content-1": _VALUE, "survey": _VALUE, "objects": _VALUE,
-    "interface": _VALUE, "meeting": _VALUE,
+    "interface": _VALUE, "meeting": _VALUE, "wheel": (".whl", ".json"),
 })  # fmt: skip
 _EXTRA = "Install the extra: pip install 'wheel-composer[remote]'."
 _RECORD = re.compile(r"(?P<kind>[0-9a-z-]+)/[0-9a-f]{2}/(?P<key>[0-9a-f]{64})\.json")
@@ -92,6 +93,14 @@ class Traffic:
     stored: int = 0
     stored_bytes: int = 0
     warnings: tuple[str, ...] = ()
+
+    def __add__(self, other: Traffic) -> Traffic:
+        """Both together."""
+        return Traffic(
+            fetched=self.fetched + other.fetched, fetched_bytes=self.fetched_bytes + other.fetched_bytes,
+            stored=self.stored + other.stored, stored_bytes=self.stored_bytes + other.stored_bytes,
+            warnings=(*self.warnings, *other.warnings),
+        )  # fmt: skip
 
 
 class _DistrustedError(Exception):
@@ -214,6 +223,11 @@ class Remote:
             return files
         return None
 
+    def refuse(self, kind: str, key: str, why: str) -> None:
+        """What was fetched arrived whole and is not what it should be: it is not asked for again, and that is told."""
+        self._refused.add((kind, key))
+        self._warn(f"{kind} {key[:12]} is not used ({why})")
+
     def keys(self) -> Iterator[tuple[str, str]]:
         """Kind and key of everything here, sorted. HostError when that cannot be listed."""
         try:
@@ -240,7 +254,7 @@ class Remote:
 
     def _believed(self, data: bytes, kind: str, key: str) -> Record:
         try:
-            record = msgspec.json.decode(data, type=Record)
+            record = decode(data, Record)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
             raise _DistrustedError(f"its record does not read: {fault}") from fault
         if (record.kind, record.key) != (kind, key) or tuple(one.suffix for one in record.files) != SHARED[kind]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,12 +18,14 @@ from rich.live import Live
 from rich.table import Table
 
 from composer.cli import options, render
+from composer.cli.remote import REMOTE, store_with, told
 from composer.errors import ComposerError
 from composer.events import Event
+from composer.steps.decompressor import offer_decompressor
+from composer.steps.load import load_targets
 from composer.steps.matrix import Ask, Change, Site, aims, compose_matrix, memory_for_steps
 from composer.steps.matrix_report import Board, Cell, Report, TargetReport
 from composer.steps.matrix_step import Order
-from composer.steps.outline import DEFAULT_RECIPE
 from composer.store import Store
 
 #: Steps that are many and short: a line for each would bury the others.
@@ -61,13 +65,19 @@ class _Shard(click.ParamType[tuple[int, int]]):
 
 
 @click.command("matrix")
-@click.option("--recipe", "recipes", multiple=True, default=(DEFAULT_RECIPE,), show_default=True,
-              help="A shipped recipe, or the path of one. May be given more than once.")  # fmt: skip
-@click.option("--sm", "sms", type=_Names(), required=True, help="GPU architectures: 80,90,120, or all.")
-@click.option("--isa", "isas", type=_Names(), required=True, help="CPU instruction sets: avx2,avx512.")
-@options.with_options(options.STACK, options.SHAPE, options.WORK)
+@click.option("--recipe", "recipes", multiple=True,
+              help="A shipped recipe, or the path of one. May be given more than once. Default: sglang.")  # fmt: skip
+@click.option("--sm", "sms", type=_Names(), multiple=True,
+              help="GPU architectures: 80,90,120, or all; 80+90 is one bundle for both.")  # fmt: skip
+@click.option("--gpu", "gpus", type=_Names(), multiple=True, metavar="NAMES",
+              help="The same by names of GPUs: H100,'RTX 5090'.")  # fmt: skip
+@click.option("--isa", "isas", type=_Names(), multiple=True, help="CPU instruction sets: avx2,avx512.")
+@click.option("--variant", "variants", type=_Names(), multiple=True, metavar="NAMES",
+              help="Targets by their whole names: sglang-python312-cuda12_8-sm90-avx512.")  # fmt: skip
+@options.with_options(options.STACK, options.SHAPE, options.WORK, REMOTE)
 @click.option("--imports/--no-imports", default=True, show_default=True,
               help="Import the recipe's modules from each finished bundle, which is unpacked for that.")  # fmt: skip
+@options.UNZSTD
 @click.option("--keep-going", "-k", is_flag=True, help="When a step fails, go on with what does not need it.")
 @click.option("--shard", type=_Shard(), default="1/1", metavar="I/N",
               help="Only every N-th target, from the I-th on: one of N jobs of a CI matrix.")  # fmt: skip
@@ -75,21 +85,38 @@ class _Shard(click.ParamType[tuple[int, int]]):
               help="What all steps here may take together. Default: nine tenths of the memory.")  # fmt: skip
 @click.option("--on", metavar="dask://HOST:PORT", help="Run steps on the workers of this dask.distributed cluster.")
 @click.option("--json", "as_json", is_flag=True, help="Print every change, and then the report, as JSON, one a line.")
-def matrix(*, recipes: tuple[str, ...], sms: tuple[str, ...], isas: tuple[str, ...], shard: tuple[int, int],
-           as_json: bool, **kwargs: Any) -> None:  # noqa: ANN401  # fmt: skip
-    """Build bundles for every SM with every instruction set of every recipe. What they share is made once."""
-    store = Store.here()  # as every process that works on it
+def matrix(*, recipes: tuple[str, ...], shard: tuple[int, int], as_json: bool, remote_url: str | None,
+           remote_key: Path | None, **kwargs: Any) -> None:  # noqa: ANN401  # fmt: skip
+    """Build bundles for every SM or GPU with every instruction set of every recipe, and for every variant.
+
+    What they share is made once.
+    """
+    named = {name: tuple(itertools.chain(*kwargs.pop(name))) for name in ("sms", "gpus", "isas", "variants")}
+    store = store_with(remote_url, remote_key)
     order = Order(
         request=options.request({**kwargs, **_EACH}), options=options.shape(kwargs),
-        settings=options.settings(kwargs), output=kwargs["output"].absolute(),
+        settings=options.settings(kwargs), output=kwargs["output"].absolute(), remote=remote_url,
+        remote_key=remote_key.absolute() if remote_key else None,
     )  # fmt: skip
-    aimed = aims(Ask(order=order, recipes=recipes, sms=sms, isas=isas, shard=shard))
+    aimed = aims(Ask(order=order, recipes=recipes, shard=shard, **named))
     site = Site(cores=options.threads(kwargs), on=kwargs["on"], keep_going=kwargs["keep_going"],
                 memory=int(kwargs["memory"] * 1e9) if kwargs["memory"] else memory_for_steps())  # fmt: skip
     with _drawn(as_json=as_json) as view:
         report = compose_matrix(aimed, store, site, view.told, view.heard)
+        if kwargs["unpacker"]:
+            _offer(report, order, store, view)
     _show(report, as_json=as_json)
     _raise_failed(report)
+
+
+def _offer(report: Report, order: Order, store: Store, view: _Lines | _Json | _Grid) -> None:
+    """Put what unpacks the bundles beside them, for each machine that they are for, and say so."""
+    isas = load_targets().isa
+    for machine in sorted({isas[one.isa].machine for one in report.targets if one.path and Path(one.path).is_file()}):
+        found = offer_decompressor(machine, order.output, store, offline=order.settings.offline,
+                                   wheelhouses=order.settings.wheelhouses, listener=view.heard)  # fmt: skip
+        text = found.lacking and f"not made, for hosts without zstd: {found.lacking}"
+        view.heard(Event(step="unzstd", subject=found.path.name, note=text or "for hosts without a zstd program"))
 
 
 def _raise_failed(report: Report) -> None:
@@ -232,6 +259,7 @@ def _show(report: Report, *, as_json: bool) -> None:
     later = [one.relative for one in report.targets if one.relative is not None][1:]
     if later:
         click.echo(f"CPU time of each later target: {_share(min(later))} to {_share(max(later))} of the first's")
+    told(report.remote)
 
 
 def _summary(targets: Sequence[TargetReport]) -> Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ class ClusterPool:
         self._results = results
         self._client = _connected(address)
         self._futures: dict[str, Future[Timed]] = {}
+        self._name = uuid.uuid4().hex
         self._sent = 0
         self._alone_since: float | None = None
         self._workers = self._look()
@@ -72,7 +74,7 @@ class ClusterPool:
             self._results.put(Done(key=node.key, fault=_too_large(self._address, node)))
             return
         with _told(self._address):
-            future = self._client.submit(timed, self._perform, node.work, silent, key=_key(node, self._sent),
+            future = self._client.submit(timed, self._perform, node.work, silent, key=self._key(node),
                                          priority=-self._sent, resources=asked, pure=False)  # fmt: skip
         self._futures[node.key] = future
         future.add_done_callback(lambda ended: self._end(node, ended))
@@ -109,6 +111,13 @@ class ClusterPool:
             raise no_workers(self._address, _PATIENCE) from fault
         self._workers = self._look()
 
+    def _key(self, node: Node) -> str:
+        """Dask groups by what precedes the first part that is no word, and forgets nothing of a key that was there.
+
+        Its scheduler takes equal keys of two drivers for one step, whatever each of them wants done.
+        """
+        return f"{node.name.replace(' ', '-')}-{node.key[:16]}-{self._name}-{self._sent}"
+
     def _is_reserved(self, cost: Cost) -> bool:
         """Whether a step asks for memory: it is large, and workers say how much they have."""
         return cost.memory >= LARGE and any(self._memory(one) for one in self._workers.values())
@@ -136,11 +145,6 @@ def _told(address: str) -> Iterator[None]:
     except Exception as fault:
         raise HostError("its scheduler does not answer any more", where=address, why=f"{type(fault).__name__}: {fault}",
                         fix="Run the same command again: what is done stays done.") from fault  # fmt: skip
-
-
-def _key(node: Node, number: int) -> str:
-    """Dask groups by what precedes the first part that is no word, and forgets nothing of a key that was there."""
-    return f"{node.name.replace(' ', '-')}-{node.key[:16]}-{number}"
 
 
 def _connected(address: str) -> Client:

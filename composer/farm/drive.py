@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
@@ -23,10 +22,16 @@ class Owner(Protocol):
         """A step begins, maybe again."""
 
     def finished(self, node: Node, done: Done) -> bool:
-        """A step returned a value. False: it is to wait, for what was just required of the graph, and run again."""
+        """A step returned a value. False: it is to wait, for what was just required of the graph, and run again.
 
-    def failed(self, node: Node, fault: ComposerError, skipped: Sequence[str]) -> None:
-        """A step failed, and these will never run."""
+        Raises ComposerError for a value that makes the step one that failed.
+        """
+
+    def failed(self, node: Node, fault: ComposerError) -> None:
+        """A step failed; what needs it was skipped in the graph."""
+
+    def settled(self) -> None:
+        """The graph knows of everything that was told."""
 
     def noted(self, text: str) -> None:
         """Something happened to workers."""
@@ -99,7 +104,17 @@ class _Drive:
             self._lose(node, done.lost)
         elif done.fault:
             self._fail(node, done.fault)
-        elif self._owner.finished(node, done):
+        else:
+            self._finish(node, done)
+        self._owner.settled()
+
+    def _finish(self, node: Node, done: Done) -> None:
+        try:
+            ended = self._owner.finished(node, done)
+        except ComposerError as fault:
+            self._fail(node, fault)
+            return
+        if ended:
             self._graph.finish(node.key)
         else:
             self._graph.again(node.key, anew=True)
@@ -114,7 +129,8 @@ class _Drive:
 
     def _fail(self, node: Node, fault: ComposerError) -> None:
         self._failed = True
-        self._owner.failed(node, fault, self._graph.fail(node.key))
+        self._graph.fail(node.key)
+        self._owner.failed(node, fault)
 
 
 def no_workers(address: str, seconds: float) -> HostError:

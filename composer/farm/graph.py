@@ -5,7 +5,7 @@ A step is known by its key. Whoever adds a key that is there already shares the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -39,11 +39,15 @@ class Node:
 
 @dataclass(slots=True)
 class _Entry:
+    """One step. blocks: what needs it. cause: the key of the step whose failure ended this one, maybe its own."""
+
     node: Node
-    needs: set[str]
+    needs: set[str] = field(default_factory=set)
+    follows: set[str] = field(default_factory=set)
     state: State = "waiting"
     starts: int = 0
     blocks: set[str] = field(default_factory=set)
+    cause: str | None = None
 
 
 class Graph:
@@ -59,26 +63,36 @@ class Graph:
         """Add a step, which is not there yet; returns whether it was new. KeyError for a need that is not there."""
         if node.key in self._entries:
             return False
-        self._entries[node.key] = _Entry(node, set())
+        self._entries[node.key] = _Entry(node)
         self.require(node.key, needs)
         return True
 
     def require(self, key: str, needs: Iterable[str]) -> None:
-        """Let a step that has not ended wait for more. ValueError for a circle, which would wait for ever."""
-        entry = self._entries[key]
+        """Let a step that has not ended wait for more, and never run where one of them failed, now or before.
+
+        ValueError for a circle, which would wait for ever.
+        """
         for need in needs:
-            if self._leads_to(need, key):
-                raise ValueError(f"{key} needs {need}, which needs it")
-            other = self._entries[need]
-            entry.needs.add(need)
-            other.blocks.add(key)
-            if other.state in ("failed", "skipped"):
-                self._skip(key)
+            self._refuse_circle(key, need)
+            self._entries[key].needs.add(need)
+            self._entries[need].blocks.add(key)
+        self._skip_if_hopeless(key)
+
+    def follow(self, key: str, others: Iterable[str]) -> None:
+        """Let a step that has not ended wait until these have, done or not. ValueError as of `require`."""
+        for other in others:
+            self._refuse_circle(key, other)
+            self._entries[key].follows.add(other)
 
     def again(self, key: str, *, anew: bool = False) -> None:
         """A running step waits again: for what it turned out to need (`anew`), or because its worker was lost."""
         entry = self._entries[key]
         entry.state, entry.starts = "waiting", 0 if anew else entry.starts
+        self._skip_if_hopeless(key)
+
+    def work(self, key: str) -> Any:  # noqa: ANN401
+        """What a step does."""
+        return self._entries[key].node.work
 
     def change(self, key: str, work: Any) -> None:  # noqa: ANN401
         """Let a step that has not ended do this instead, when it starts again."""
@@ -87,10 +101,7 @@ class Graph:
 
     def ready(self) -> list[Node]:
         """The steps that may start, in the order in which they should."""
-        found = [
-            entry.node for entry in self._entries.values()
-            if entry.state == "waiting" and all(self._entries[need].state == "done" for need in entry.needs)
-        ]  # fmt: skip
+        found = [entry.node for entry in self._entries.values() if self._may_start(entry)]
         return sorted(found, key=lambda node: node.rank)
 
     def start(self, key: str) -> None:
@@ -106,14 +117,19 @@ class Graph:
         """A step is done."""
         self._entries[key].state = "done"
 
-    def fail(self, key: str) -> Sequence[str]:
-        """A step failed; returns the keys of those that will now never run."""
-        self._entries[key].state = "failed"
-        return [found for blocked in sorted(self._entries[key].blocks) for found in self._skip(blocked)]
+    def fail(self, key: str) -> None:
+        """A step failed, so what needs it is skipped."""
+        entry = self._entries[key]
+        entry.state, entry.cause = "failed", key
+        self._skip_blocked(entry)
 
     def state(self, key: str) -> State:
         """How far a step is."""
         return self._entries[key].state
+
+    def cause(self, key: str) -> str | None:
+        """The key of the step that failed, and so ended this one, if it failed or was skipped."""
+        return self._entries[key].cause
 
     @property
     def running(self) -> list[str]:
@@ -125,20 +141,31 @@ class Graph:
         """Whether no step can run any more."""
         return all(entry.state in _ENDED for entry in self._entries.values())
 
-    def _skip(self, key: str) -> list[str]:
-        entry = self._entries[key]
-        if entry.state != "waiting":
-            return []
-        entry.state = "skipped"
-        return [key, *(found for blocked in sorted(entry.blocks) for found in self._skip(blocked))]
+    def _may_start(self, entry: _Entry) -> bool:
+        return (
+            entry.state == "waiting"
+            and all(self._entries[need].state == "done" for need in entry.needs)
+            and all(self._entries[other].state in _ENDED for other in entry.follows)
+        )
 
-    def _leads_to(self, start: str, end: str) -> bool:
-        """Whether `start` is `end`, or needs it, however indirectly."""
-        seen, todo = {start}, [start]
+    def _skip_if_hopeless(self, key: str) -> None:
+        """Skip a step that needs one that failed, or was skipped itself; one that runs is, when it is to wait again."""
+        entry = self._entries[key]
+        cause = next((found for need in sorted(entry.needs) if (found := self._entries[need].cause)), None)
+        if cause and entry.state == "waiting":
+            entry.state, entry.cause = "skipped", cause
+            self._skip_blocked(entry)
+
+    def _skip_blocked(self, entry: _Entry) -> None:
+        for blocked in sorted(entry.blocks):
+            self._skip_if_hopeless(blocked)
+
+    def _refuse_circle(self, key: str, need: str) -> None:
+        seen, todo = {need}, [need]
         while todo:
-            key = todo.pop()
-            if key == end:
-                return True
-            todo += self._entries[key].needs - seen
-            seen |= self._entries[key].needs
-        return False
+            one = todo.pop()
+            if one == key:
+                raise ValueError(f"{key} needs {need}, which needs it")
+            entry = self._entries[one]
+            todo += (entry.needs | entry.follows) - seen
+            seen |= entry.needs | entry.follows

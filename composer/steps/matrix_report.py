@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from composer.remote import Traffic
+
 #: The columns of the table, in the order of the work. `imports` is a part of packing: only what it proves is kept.
 COLUMNS = ("fetch", "source", "interpreter", "survey", "plan", "layers", "pack", "imports")
 _COLUMN = {"objects": "survey", "layer": "layers"}
@@ -63,7 +65,7 @@ class Row:
 
     name: str
     recipe: str
-    sm: int
+    sms: tuple[int, ...]
     isa: str
     fate: Fate = "waiting"
     reason: str = ""
@@ -95,7 +97,7 @@ class TargetReport(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     recipe: str
-    sm: int
+    sms: tuple[int, ...]
     isa: str
     fate: Fate
     reason: str
@@ -115,7 +117,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     seconds: from start to end. work, cpu: of all workers, and of their processors. memory: the most that the process of
     a worker held, by step, with what it had mapped. bundles, stored: bytes of all bundles' layers, with what they share
-    counted each time, and once.
+    counted each time, and once. remote: what went to and from it.
     """
 
     targets: Sequence[TargetReport]
@@ -125,14 +127,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     memory: Mapping[str, int]
     bundles: int
     stored: int
+    remote: Traffic
 
 
 @dataclass(slots=True)
 class Board:
-    """The rows, and the record of every step."""
+    """The rows, the record of every step, and what went to and from a remote."""
 
     rows: list[Row]
     records: dict[str, Record] = field(default_factory=dict)
+    traffic: Traffic = field(default_factory=Traffic)
     _cells: dict[tuple[int, str], list[Record]] = field(default_factory=dict)
 
     def claim(self, owner: int, key: str, step: str, subject: str) -> Record:
@@ -142,6 +146,13 @@ class Board:
             record.owners.append(owner)
             self._cells.setdefault((owner, column_of(step)), []).append(record)
         return record
+
+    def release(self, key: str, owners: Sequence[int]) -> None:
+        """These targets do without a step after all."""
+        record = self.records[key]
+        record.owners = [one for one in record.owners if one not in owners]
+        for owner in owners:
+            self._cells[owner, column_of(record.step)].remove(record)
 
     def cell(self, owner: int, column: str) -> Cell:
         """One cell of the table."""
@@ -170,6 +181,7 @@ class Board:
             seconds=round(seconds, 2), work=round(sum(one.seconds for one in self.records.values()), 2),
             cpu=round(sum(one.cpu for one in self.records.values()), 2), memory=memory,
             bundles=sum(sum(row.parts.values()) for row in self.rows), stored=sum(merged.values()),
+            remote=self.traffic,
         )  # fmt: skip
 
     def _paid(self, number: int) -> list[Record]:
@@ -180,7 +192,7 @@ class Board:
         row, paid = self.rows[number], self._paid(number)
         cpu = sum(one.cpu for one in paid)
         return TargetReport(
-            name=row.name, recipe=row.recipe, sm=row.sm, isa=row.isa, fate=row.fate, reason=row.reason,
+            name=row.name, recipe=row.recipe, sms=row.sms, isa=row.isa, fate=row.fate, reason=row.reason,
             exit_code=row.exit_code, path=row.path, sha256=row.sha256, bytes=row.size,
             seconds=round(sum(one.seconds for one in paid), 2), cpu=round(cpu, 2),
             relative=round(cpu / first, 3) if first else None, after=round(row.after, 2),

@@ -20,6 +20,8 @@ from composer.events import Event, Listener
 from composer.model.finding import Finding
 from composer.model.lock import LockedPackage
 from composer.model.plan import WheelPlan
+from composer.remote import Traffic
+from composer.steps.artifact import artifact_path
 from composer.steps.base import compiler, find_interpreter, interpreter_key, interpreter_layer
 from composer.steps.build import (
     Settings,
@@ -33,7 +35,6 @@ from composer.steps.build import (
     wanted_objects,
 )
 from composer.steps.edit import Tools
-from composer.steps.fetch import artifact_path
 from composer.steps.layer import find_layer
 from composer.steps.outline import Outline, Request, outline
 from composer.steps.plan import Options, draft_wheels, wheel_key
@@ -58,13 +59,18 @@ _REMEMBERED = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """One target of a matrix. output: the folder of its bundle. store: its root, None for the worker's own."""
+    """One target of a matrix. output: the folder of its bundle. store: its root, None for the worker's own.
+
+    remote, remote_key: behind the store, as of `Store.here`.
+    """
 
     request: Request
     options: Options
     settings: Settings
     output: Path
     store: Path | None = None
+    remote: str | None = None
+    remote_key: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,39 +143,53 @@ class Packed:
 Value = Made | Planned | Packed | tuple[Lack, ...]
 
 
-def perform(task: Task, listener: Listener) -> Value:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Of a step. traffic: what it took from the remote and put there."""
+
+    value: Value
+    traffic: Traffic
+
+
+def perform(task: Task, listener: Listener) -> Outcome:
     """Do one step. `plan` returns what it lacks instead, if that can be made by others. Raises as the step does.
 
     What it made is where others find it when this returns: with a remote, uploaded.
     """
     value = _STEPS[task.step](task, listener)
-    for warning in _store(task.order.store).finish().warnings:
+    traffic = _store(task.order).finish()
+    for warning in traffic.warnings:
         listener(Event(step=task.step, subject=task.subject, note=warning))
-    return value
+    return Outcome(value=value, traffic=traffic)
 
 
-def meet(key: str) -> tuple[str, str, bool]:
+def meet(key: str, remote: str | None, remote_key: Path | None) -> tuple[str, str, bool]:
     """What must be the same on all workers: composer's version, SOURCE_DATE_EPOCH, and the store: it has this value."""
-    return composer.__version__, os.environ.get("SOURCE_DATE_EPOCH", ""), _store(None).load(MEETING, key, str) == key
+    seen = Store.here(None, remote, remote_key).load(MEETING, key, str) == key
+    return composer.__version__, os.environ.get("SOURCE_DATE_EPOCH", ""), seen
 
 
 # --- what a worker remembers ------------------------------------------------------------------------------------------
 
 
+def _store(order: Order) -> Store:
+    return _opened(order.store, order.remote, order.remote_key)
+
+
 @functools.lru_cache(maxsize=_REMEMBERED)
-def _store(root: Path | None) -> Store:
-    return Store.here(root)
+def _opened(root: Path | None, remote: str | None, remote_key: Path | None) -> Store:
+    return Store.here(root, remote, remote_key)
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)
 def _outline(order: Order) -> Outline:
-    return outline(order.request, _store(order.store))
+    return outline(order.request, _store(order))
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)
 def _compiler(order: Order) -> Path | None:
     """The interpreter that compiles modules. An archive is unpacked once, into scratch that ends with the process."""
-    return _KEPT.enter_context(compiler(_store(order.store), _outline(order).interpreter))
+    return _KEPT.enter_context(compiler(_store(order), _outline(order).interpreter))
 
 
 _KEPT = contextlib.ExitStack()
@@ -181,7 +201,7 @@ _KEPT = contextlib.ExitStack()
 def _fetch(task: Task, listener: Listener) -> Made:
     order, decided = task.order, _outline(task.order)
     wanted = [one for one in sources(decided) if any(file.sha256 in task.digests for file in one.artifacts)]
-    fetched = fetch_some(wanted, decided, _store(order.store), order.settings, listener)
+    fetched = fetch_some(wanted, decided, _store(order), order.settings, listener)
     return Made(size=sum(path.stat().st_size for path in fetched.paths.values()))
 
 
@@ -192,7 +212,7 @@ def _source(task: Task, listener: Listener) -> Made:
 
 
 def _interpreter(task: Task, _listener: Listener) -> Made:
-    store = _store(task.order.store)
+    store = _store(task.order)
     facts = interpreter_layer(store, _outline(task.order).interpreter, task.order.options)
     layer = find_layer(store, facts.key)
     return Made(size=layer.compressed if layer else 0)
@@ -207,7 +227,7 @@ def _survey(task: Task, listener: Listener) -> Made:
 def _objects(task: Task, listener: Listener) -> Made:
     wheel = _wheel(task, listener)
     wanted = _wanted(task.order, task.subject, wheel, _surveyed(task, wheel, listener))
-    read_objects(_store(task.order.store), {task.subject: wanted}, task.order.options.level, jobs=1, listener=listener)
+    read_objects(_store(task.order), {task.subject: wanted}, task.order.options.level, jobs=1, listener=listener)
     return Made(size=wheel.path.stat().st_size)
 
 
@@ -216,7 +236,7 @@ def _plan(task: Task, listener: Listener) -> Planned | tuple[Lack, ...]:
     for stage in (_artifacts, _looks, _object_reads):
         if lacks := tuple(one for one in stage(order, decided) if one.key not in task.tried):
             return lacks
-    prepared = prepare(decided, _store(order.store), order.settings, order.options, listener)
+    prepared = prepare(decided, _store(order), order.settings, order.options, listener)
     layers = []
     for key, plan in prepared.wheels.items():
         layer = prepared.known[key]
@@ -226,7 +246,7 @@ def _plan(task: Task, listener: Listener) -> Planned | tuple[Lack, ...]:
 
 
 def _layer(task: Task, listener: Listener) -> Made:
-    plan, store = task.plan, _store(task.order.store)
+    plan, store = task.plan, _store(task.order)
     assert plan is not None
     if wheel_key(plan) != task.key:
         raise HostError("this worker would make another layer", where=task.subject,
@@ -246,7 +266,7 @@ def _layer(task: Task, listener: Listener) -> Made:
 
 
 def _pack(task: Task, listener: Listener) -> Packed:
-    order, store = task.order, _store(task.order.store)
+    order, store = task.order, _store(task.order)
     proving = _Stopwatch()
 
     def told(event: Event) -> None:
@@ -286,19 +306,19 @@ class _Stopwatch:
 
 def _artifacts(order: Order, decided: Outline) -> Iterator[Lack]:
     """Downloads, and builds from source."""
-    store = _store(order.store)
+    store = _store(order)
     for package in sources(decided):
         for one in package.artifacts:
             if not artifact_path(store.root, one).is_file():
                 yield Lack(step="fetch", key=one.sha256, subject=one.filename, size=one.size or 0)
     for name, job in decided.sourcing.builds.items():
-        if find_built(store, job.key) is None:
+        if find_built(job) is None:
             yield Lack(step="source", key=job.key, subject=name, size=job.source.size, memory=job.build.memory)
 
 
 def _looks(order: Order, decided: Outline) -> Iterator[Lack]:
     """The interpreter, and surveys of wheels that are here."""
-    store, interpreter = _store(order.store), decided.interpreter
+    store, interpreter = _store(order), decided.interpreter
     state = interpreter_key(interpreter, order.options)
     if find_interpreter(store, state) is None:
         yield Lack(step="interpreter", key=state, subject=interpreter.label, size=0)
@@ -310,7 +330,7 @@ def _looks(order: Order, decided: Outline) -> Iterator[Lack]:
 
 def _object_reads(order: Order, decided: Outline) -> Iterator[Lack]:
     """Facts of the shared objects of surveyed wheels."""
-    store = _store(order.store)
+    store = _store(order)
     for package, wheel in _wheels(order, decided):
         survey = store.load("survey", survey_key(wheel.sha256, decided.target.python), Survey)
         if survey is None:
@@ -325,7 +345,7 @@ def _object_reads(order: Order, decided: Outline) -> Iterator[Lack]:
 
 def _wheels(order: Order, decided: Outline) -> Iterator[tuple[LockedPackage, WheelFile]]:
     """The wheels that are in the store; of those built from source the plan finds out by itself."""
-    store = _store(order.store)
+    store = _store(order)
     for package in decided.packages:
         path = artifact_path(store.root, package.artifacts[0])
         if path.is_file():
@@ -341,9 +361,7 @@ def _wanted(order: Order, name: str, wheel: WheelFile, survey: Survey) -> Wanted
 
 def _surveyed(task: Task, wheel: WheelFile, listener: Listener) -> Survey:
     python = _outline(task.order).target.python
-    return survey_wheels(_store(task.order.store), {task.subject: wheel}, python, jobs=1, listener=listener)[
-        task.subject
-    ]
+    return survey_wheels(_store(task.order), {task.subject: wheel}, python, jobs=1, listener=listener)[task.subject]
 
 
 def _wheel(task: Task, listener: Listener) -> WheelFile:
@@ -353,6 +371,6 @@ def _wheel(task: Task, listener: Listener) -> WheelFile:
         built = replace(job, listener=listener).run()
         return WheelFile(path=built.path, sha256=built.wheel.sha256)
     (package,) = (one for one in decided.packages if one.name == task.subject)
-    fetched = fetch_some([package], decided, _store(order.store), order.settings, listener)
+    fetched = fetch_some([package], decided, _store(order), order.settings, listener)
     sha256 = package.artifacts[0].sha256
     return WheelFile(path=fetched.paths[sha256], sha256=sha256)

@@ -46,11 +46,15 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _DIFF_IDS, _PLACES = "oci-diff-id", "oci-places"
 _CHUNK = 1 << 20
 _TRANSFERS = 4
+#: Layers of an image at most: Docker takes no more (`maxLayerDepth` of moby's layer store).
+_MOST_LAYERS = 125
 _NAME = r"\A[A-Za-z0-9][A-Za-z0-9._+-]*\.tar\.zst\Z"
 _FIX = "Copy the bundle again and compare its .sha256."
 
 _Digest = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
 _Size = Annotated[int, msgspec.Meta(ge=0)]
+#: Layers of a bundle that are one of an image; none for what follows the last.
+_Group = tuple[Layer, ...]
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -223,19 +227,19 @@ def _found(address: str, *, plain_http: bool, limits: Limits | None) -> tuple[Re
 def _image(bundle: Bundle, store: Store, index_of: Callable[[str], str], jobs: int,
            listener: Listener) -> tuple[list[_Blob], bytes]:  # fmt: skip
     """The blobs of a bundle, in order, its config the last; and its manifest. VerifyError when bytes are damaged."""
-    layers, parts = [*bundle.manifest.layers, None], _slices(bundle)
+    groups = [*_grouped(bundle.manifest.layers, _MOST_LAYERS - 1), ()]
+    parts = _slices(bundle, groups)
     with ThreadPoolExecutor(jobs) as pool:
         whole = pool.submit(_sha256_of, bundle.path, sum(part.size for part in parts))
-        digests = list(pool.map(functools.partial(_digest, bundle), layers, parts))
+        digests = list(pool.map(functools.partial(_digest, bundle), groups, parts))
         listener(Event(step="push", subject=bundle.path.name))
-        diff_ids = list(pool.map(functools.partial(_diff_id, bundle, store), layers, parts, digests))
+        diff_ids = list(pool.map(functools.partial(_diff_id, bundle, store), groups, parts, digests))
         sha256 = whole.result()
     if sha256 is None:
         raise VerifyError("changed while it was read", where=str(bundle.path), fix="Push again when it is finished.")
-    names = [layer.name if layer else "manifest" for layer in layers]
-    blobs = [_layer_blob(f"{number:03}-{name}.tar.zst", part, digest)
-             for number, (name, part, digest) in enumerate(zip(names, parts, digests, strict=True))]  # fmt: skip
-    config = _config(bundle, names, diff_ids)
+    blobs = [_layer_blob(f"{number:03}-{_called(group)}.tar.zst", part, digest)
+             for number, (group, part, digest) in enumerate(zip(groups, parts, digests, strict=True))]  # fmt: skip
+    config = _config(bundle, groups, diff_ids)
     described = Descriptor(media_type=CONFIG_TYPE, digest=f"sha256:{hashlib.sha256(config).hexdigest()}",
                            size=len(config))  # fmt: skip
     image = Image(config=described, layers=tuple(one.descriptor for one in blobs), annotations={
@@ -245,37 +249,55 @@ def _image(bundle: Bundle, store: Store, index_of: Callable[[str], str], jobs: i
     return [*blobs, _Blob(descriptor=described, body=config)], msgspec.json.encode(image)
 
 
-def _slices(bundle: Bundle) -> list[_Slice]:
-    """Where the bytes of each layer are, and what follows the last one."""
-    layers = bundle.manifest.layers
-    end = sum(layer.compressed for layer in layers)
+def _grouped(layers: Sequence[Layer], most: int) -> list[_Group]:
+    """The layers, in order, in at most so many groups of neighbours.
+
+    Where there are too many the two neighbours that are smallest together become one, until there are not: the large
+    ones stay by themselves, and bundles that share layers share the groups of those that are next to no other.
+    """
+    groups: list[_Group] = [(layer,) for layer in layers]
+    sizes = [layer.compressed for layer in layers]
+    while len(groups) > most:
+        at = min(range(len(groups) - 1), key=lambda index: sizes[index] + sizes[index + 1])
+        groups[at : at + 2] = [groups[at] + groups[at + 1]]
+        sizes[at : at + 2] = [sizes[at] + sizes[at + 1]]
+    return groups
+
+
+def _called(group: _Group) -> str:
+    """What a blob is called: by its distribution, by the first of several, or the manifest."""
+    if not group:
+        return "manifest"
+    return group[0].name if len(group) == 1 else f"{group[0].name}+{len(group) - 1}"
+
+
+def _slices(bundle: Bundle, groups: Sequence[_Group]) -> list[_Slice]:
+    """Where the bytes of each group are; those of the last one, which has no layers, are all that follow."""
     with host_errors(bundle.path):
         size = bundle.path.stat().st_size
-    return [
-        *(_Slice(path=bundle.path, start=start, size=layer.compressed)
-          for layer, start in zip(layers, bundle.offsets, strict=True)),
-        _Slice(path=bundle.path, start=end, size=size - end),
-    ]  # fmt: skip
+    sizes = [sum(layer.compressed for layer in group) for group in groups]
+    sizes[-1] = size - sum(sizes)
+    starts = itertools.accumulate(sizes, initial=0)
+    return [_Slice(path=bundle.path, start=start, size=size) for start, size in zip(starts, sizes, strict=False)]
 
 
-def _digest(bundle: Bundle, layer: Layer | None, part: _Slice) -> str:
+def _digest(bundle: Bundle, group: _Group, part: _Slice) -> str:
     """sha256 of a slice, whose parts have the digests that the manifest lists."""
     digest, start = hashlib.sha256(), part.start
-    for listed in layer.parts if layer else ():
+    for layer, listed in [(one, listed) for one in group for listed in one.parts]:
         own = hashlib.sha256()
         for chunk in _Slice(path=part.path, start=start, size=listed.compressed):
             own.update(chunk)
             digest.update(chunk)
-        if layer and own.hexdigest() != listed.digest:
+        if own.hexdigest() != listed.digest:
             raise VerifyError("damaged compressed data", where=f"{bundle.path.name}: {layer.name}", fix=_FIX)
         start += listed.compressed
-    if layer is None:
-        for chunk in part:
-            digest.update(chunk)
+    for chunk in part if not group else ():
+        digest.update(chunk)
     return digest.hexdigest()
 
 
-def _diff_id(bundle: Bundle, store: Store, layer: Layer | None, part: _Slice, digest: str) -> str:
+def _diff_id(bundle: Bundle, store: Store, group: _Group, part: _Slice, digest: str) -> str:
     """sha256 of a slice's plain tar, which the store keeps by the sha256 of its compressed bytes."""
     key = key_of(_DIFF_IDS, 1, blob=digest)
     known = store.load(_DIFF_IDS, key, str)
@@ -288,8 +310,8 @@ def _diff_id(bundle: Bundle, store: Store, layer: Layer | None, part: _Slice, di
         while piece := reader.read(_CHUNK):
             plain.update(piece)
     except zstandard.ZstdError as fault:
-        raise VerifyError("damaged compressed data", where=f"{bundle.path.name}: {layer.name if layer else 'manifest'}",
-                          why=str(fault), fix=_FIX) from fault  # fmt: skip
+        raise VerifyError("damaged compressed data", where=f"{bundle.path.name}: {_called(group)}", why=str(fault),
+                          fix=_FIX) from fault  # fmt: skip
     store.save(_DIFF_IDS, key, plain.hexdigest())
     return plain.hexdigest()
 
@@ -312,9 +334,10 @@ def _layer_blob(title: str, part: _Slice, digest: str) -> _Blob:
     return _Blob(descriptor=descriptor, body=part)
 
 
-def _config(bundle: Bundle, names: Sequence[str], diff_ids: Sequence[str]) -> bytes:
+def _config(bundle: Bundle, groups: Sequence[_Group], diff_ids: Sequence[str]) -> bytes:
     """An image's config: deterministic, so without a time. Nothing is set to be started: there is no libc in it."""
     machine = bundle.manifest.target.get("machine", "")
+    names = [", ".join(layer.name for layer in group) or "manifest" for group in groups]
     return msgspec.json.encode({
         "architecture": _ARCHITECTURES.get(machine, machine), "os": "linux", "config": {},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{one}" for one in diff_ids]},

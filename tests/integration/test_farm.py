@@ -72,7 +72,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     try:
         made.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file),
                    environ=dict(os.environ))  # fmt: skip
-        until(file.exists, "scheduler")
+        until(lambda: file.exists() and file.read_text().endswith("}"), "scheduler")
         yield made
     finally:
         for process in made.processes:
@@ -161,6 +161,41 @@ def test_a_large_step_asks_for_memory_that_a_worker_declares(cluster: Cluster, s
     assert f"--resources MEMORY={LARGE + 1}" in found["c"].fault.fix
 
 
+def test_two_farms_on_one_scheduler_get_their_own_steps_done(cluster: Cluster, stack: Stack) -> None:
+    from queue import SimpleQueue
+
+    from composer.farm.cluster import ClusterPool
+    from composer.farm.graph import Node
+
+    cluster.worker(stack)
+    farms = {}
+    try:
+        for word in ("one", "two"):
+            results: SimpleQueue = SimpleQueue()
+            farms[word] = ClusterPool(f"dask://{cluster.address}", word_of, results), results
+            farms[word][0].start(Node(key="plan of 0", name="plan small", work=word))
+        assert {word: results.get(timeout=PATIENCE).value for word, (_, results) in farms.items()} == {
+            "one": "one", "two": "two",
+        }  # fmt: skip
+    finally:
+        for pool, _ in farms.values():
+            pool.close()
+
+
+def test_two_matrices_on_one_cluster_make_every_layer_once(
+    warm: Stack, first: First, cluster: Cluster, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        cluster.worker(warm)
+    both = [warm, warm.fresh(tmp_path / "other", store=warm.store)]
+    before = set((warm.store / "objects/layer").rglob("*.zst"))
+    runs = [one.start(words(one, "--on", f"dask://{cluster.address}", sm="90")) for one in both]
+    for one, run in zip(both, runs, strict=True):
+        read(one.end(run).ok())
+        assert one.digest() == first.digest
+    assert len(set((warm.store / "objects/layer").rglob("*.zst")) - before) == 4
+
+
 def test_a_scheduler_that_dies_ends_the_run(stack: Stack, cluster: Cluster) -> None:
     cluster.worker(stack)
     process = stack.start(words(stack, "--on", f"dask://{cluster.address}", sm="90"))
@@ -174,6 +209,10 @@ def test_a_scheduler_that_dies_ends_the_run(stack: Stack, cluster: Cluster) -> N
 
 def pid_of(_work, _listener):
     return os.getpid()
+
+
+def word_of(work, _listener):
+    return work
 
 
 @pytest.mark.parametrize(("on", "text"), [("dask://127.0.0.1:9", "no scheduler answers"), ("slurm", "is no cluster")])

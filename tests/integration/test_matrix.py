@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import First
-from tests.stack import COMPOSE, Done, Stack
+from tests.stack import COMPOSE, NAME, Done, Stack
 
 
 def words(stack: Stack, *more: str, sm: str = "90,100") -> list[str]:
-    """The command line of a matrix. It imports nothing unless told, as builds in these tests."""
-    quick = [] if "--imports" in more else ["--no-imports"]
-    return [*COMPOSE, "matrix", "--recipe", str(stack.recipe), "--sm", sm, "--isa", "avx512", "--json",
+    """The command line of a matrix. It imports nothing, nor makes unzstd, unless told, as builds in these tests."""
+    quick = [f"--no-{name}" for name in ("imports", "unzstd") if f"--{name}" not in more]
+    named = ["--sm", sm] if sm else []
+    return [*COMPOSE, "matrix", "--recipe", str(stack.recipe), *named, "--isa", "avx512", "--json",
             "-o", str(stack.output), *quick, *more]  # fmt: skip
 
 
@@ -63,6 +64,35 @@ def test_targets_share_their_layers_and_are_what_a_build_makes(warm: Stack, firs
     assert [one["fate"] for one in report["targets"]] == ["up to date", "up to date"]
     assert set(performed(changes)) == {"plan", "pack"}
     assert warm.leftovers() == [one.name for one in warm.output.iterdir() if "sm100" in one.name]
+
+
+def test_gpus_and_variants_and_a_remote_that_a_second_machine_takes_from(
+    warm: Stack, first: First, tmp_path: Path
+) -> None:
+    second = warm.fresh(tmp_path / "second")
+    shutil.copytree(warm.store, second.store)
+    more = ("--gpu", "H100", "--variant", NAME.replace("sm90", "sm100"), "--remote", f"file://{tmp_path}/shared")
+    changes, report = read(warm.run(words(warm, *more, sm="")).ok())
+    assert [one["name"] for one in report["targets"]] == [NAME, NAME.replace("sm90", "sm100")]
+    assert sorted(performed(changes)["layer"]) == ["app", "core-lib", "hook", "native-ext"]
+    assert (report["remote"]["fetched"], report["remote"]["warnings"]) == (0, [])
+    assert report["remote"]["stored"] >= 4
+    changes, report = read(second.run(words(second, *more, sm="")).ok())
+    assert "layer" not in performed(changes)
+    assert [one["columns"]["layers"]["known"] for one in report["targets"]] == [4, 0]
+    assert report["remote"]["fetched"] >= 4
+    assert second.digest() == warm.digest() == first.digest
+
+
+def test_what_fails_before_another_target_asks_for_it_fails_that_one_too(warm: Stack) -> None:
+    """Both need a file that cannot be had; with one core the first is told so before the second is planned."""
+    (wheel,) = (warm.store / "artifacts").rglob("hook-1.0-*.whl")
+    shutil.rmtree(wheel.parent)
+    line = words(warm, "--frozen", "--offline", "--keep-going", "-j", "1")
+    done = warm.run(line).refused(4, "2 of 2 targets failed", wheel.name)
+    _, report = read(done)
+    assert [(one["fate"], one["exit_code"]) for one in report["targets"]] == [("failed", 4)] * 2
+    assert report["targets"][0]["reason"] == report["targets"][1]["reason"]
 
 
 def test_what_is_refused_is_told_and_is_no_failure(stack: Stack) -> None:

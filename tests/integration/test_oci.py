@@ -30,7 +30,7 @@ from composer.model.manifest import Manifest
 from composer.steps.bundle import open_bundle
 from composer.steps.layer import BLOB
 from composer.steps.oci import CONFIG_TYPE, Descriptor, Pushed, published, pull, push
-from composer.steps.registry import MANIFEST_TYPE, Limits, Registry, parse_reference
+from composer.steps.registry import MANIFEST_TYPE, Limits, Reference, Registry, parse_reference
 from composer.store import Store
 from tests.bundles import Files, make_bundle
 from tests.integration.conftest import First
@@ -179,6 +179,59 @@ def test_the_image_is_one_for_every_other_tool(relay: Relay, pair: Pair, store: 
     assert b"".join(blobs[1:]) == pair.sm90.read_bytes()
     listed = {entry.path for layer in _manifest(pair.sm90).layers for entry in layer.entries}
     assert listed <= {path.relative_to(tree).as_posix() for path in tree.rglob("*")}
+
+
+def _image(reference: Reference) -> dict[str, Any]:
+    assert reference.tag
+    return json.loads(Registry(reference).manifest(reference.tag))
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Bundles of more layers than an image may have, between them two large ones, one of which differs."""
+    folder = tmp_path_factory.mktemp("crowd")
+    noise = random.Random(2).randbytes
+    layers: dict[str, Files] = {f"d{number:03}": {f"lib/{number}": noise(1000 + number)} for number in range(150)}
+    large = {"d050": {"lib/50": noise(400_000)}, "d100": {"lib/100": noise(500_000)}}
+    sm90, sm100 = folder / "c-sm90.tar.zst", folder / "c-sm100.tar.zst"
+    make_bundle(sm90, {**layers, **large}, store=folder / "store")
+    make_bundle(sm100, {**layers, **large, "d100": {"lib/100": noise(450_000)}}, store=folder / "store")
+    return Pair(sm90=sm90, sm100=sm100)
+
+
+def test_a_bundle_of_many_layers_is_an_image_that_runtimes_take(
+    relay: Relay, crowd: Pair, store: Store, tmp_path: Path
+) -> None:
+    pushed = _push(crowd.sm90, _at(relay), store)
+    image = _image(pushed.reference)
+    rows = image["layers"]
+    assert len(rows) == 125
+    # The large ones are by themselves, and no blob holds much more than the others.
+    sizes = {row["annotations"]["org.opencontainers.image.title"][4:]: row["size"] for row in rows}
+    sizes.pop("manifest.tar.zst")
+    assert sorted(sizes.values())[-2:] == [sizes["d050.tar.zst"], sizes["d100.tar.zst"]]
+    assert sorted(sizes.values())[-3] < 5000
+    config = json.loads(_blob(Registry(pushed.reference), image["config"]))
+    assert len(config["rootfs"]["diff_ids"]) == len(config["history"]) == 125
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for row, diff_id in zip(rows, config["rootfs"]["diff_ids"], strict=True):
+        blob = _blob(Registry(pushed.reference), row)
+        plain = subprocess.run(["zstd", "-dc"], input=blob, capture_output=True, check=True).stdout
+        assert f"sha256:{hashlib.sha256(plain).hexdigest()}" == diff_id
+        subprocess.run(["tar", "-xf", "-", "-C", tree], input=plain, check=True)
+    assert len(list((tree / "lib").iterdir())) == 150
+    pulled = pull(str(pushed.reference), tmp_path / "out", listener=silent, limits=_QUICK)
+    assert pulled.path.read_bytes() == crowd.sm90.read_bytes()
+
+
+def test_of_many_layers_still_only_those_that_differ_are_sent(relay: Relay, crowd: Pair, store: Store) -> None:
+    _push(crowd.sm90, _at(relay), store)
+    after = _push(crowd.sm100, _at(relay), store)
+    # The large layer, the manifest and the config.
+    assert len(after.uploaded) == 3
+    assert max(after.uploaded) in _sizes(crowd.sm100).values()
+    assert _push(crowd.sm100, _at(relay), store).digest == after.digest
 
 
 def _blob(one: Registry, row: dict[str, Any]) -> bytes:

@@ -31,6 +31,11 @@ def run(graph, key):
     graph.finish(key)
 
 
+def run_into_failure(graph, key):
+    graph.start(key)
+    graph.fail(key)
+
+
 def test_a_step_waits_for_what_it_needs():
     graph = made("a", "b a", "c a b")
     assert ready(graph) == ["a"]
@@ -74,8 +79,9 @@ def test_a_running_step_may_turn_out_to_need_more():
 def test_a_failure_ends_what_needs_it_and_nothing_else():
     graph = made("a", "x", "b a", "c b x", "y x")
     graph.start("a")
-    assert sorted(graph.fail("a")) == ["b", "c"]
+    graph.fail("a")
     assert [graph.state(key) for key in "abcxy"] == ["failed", "skipped", "skipped", "waiting", "waiting"]
+    assert [graph.cause(key) for key in "abcxy"] == ["a", "a", "a", None, None]
     assert ready(graph) == ["x"]
 
 
@@ -87,14 +93,50 @@ def test_what_comes_to_need_a_failed_step_is_never_run():
     assert (graph.state("b"), graph.state("c")) == ("skipped", "skipped")
     graph.add(node("d"), ["c"])
     assert graph.state("d") == "skipped"
+    assert graph.cause("d") == "a"
     assert graph.ended
 
 
-@pytest.mark.parametrize("need", ["a", "b", "c"])
-def test_a_circle_is_refused(need):
-    graph = made("a", "b a", "c b")
+def test_a_running_step_that_turns_out_to_need_a_failed_one_is_never_run_again():
+    graph = made("shared", "plan", "pack plan")
+    run_into_failure(graph, "shared")
+    graph.start("plan")
+    graph.require("plan", ["shared"])
+    assert graph.running == ["plan"]
+    graph.again("plan", anew=True)
+    assert [graph.state(key) for key in ("plan", "pack")] == ["skipped", "skipped"]
+    assert graph.cause("pack") == "shared"
+    assert graph.ended
+
+
+def test_what_fails_while_a_step_runs_that_needs_it_is_noticed_when_it_waits_again():
+    graph = made("shared", "plan", "pack plan")
+    graph.start("plan")
+    graph.require("plan", ["shared"])
+    run_into_failure(graph, "shared")
+    assert graph.state("pack") == "waiting"
+    graph.again("plan")
+    assert graph.cause("pack") == "shared"
+
+
+@pytest.mark.parametrize("end", [run, lambda graph, key: run_into_failure(graph, key)])
+def test_a_step_that_follows_waits_for_an_end_of_any_kind(end):
+    graph = made("other", "a", "b a")
+    graph.follow("a", ["other"])
+    assert ready(graph) == ["other"]
+    end(graph, "other")
+    assert ready(graph) == ["a"]
+    run(graph, "a")
+    assert ready(graph) == ["b"]
+
+
+@pytest.mark.parametrize("wait", [Graph.require, Graph.follow])
+@pytest.mark.parametrize("need", ["a", "b", "c", "d"])
+def test_a_circle_is_refused(need, wait):
+    graph = made("a", "b a", "c b", "d")
+    graph.follow("d", ["c"])
     with pytest.raises(ValueError, match="which needs it"):
-        graph.require("a", [need])
+        wait(graph, "a", [need])
 
 
 def test_an_unknown_need_is_refused():

@@ -49,7 +49,6 @@ class Told:
 
     values: dict = field(default_factory=dict)
     faults: dict = field(default_factory=dict)
-    skipped: list = field(default_factory=list)
     notes: list = field(default_factory=list)
     begun: list = field(default_factory=list)
 
@@ -58,11 +57,15 @@ class Told:
 
     def finished(self, node, done):
         self.values[node.key] = done.value
+        if done.value == "nonsense":
+            raise RecipeError("makes no sense")
         return True
 
-    def failed(self, node, fault, skipped):
+    def failed(self, node, fault):
         self.faults[node.key] = fault
-        self.skipped += skipped
+
+    def settled(self):
+        pass
 
     def noted(self, text):
         self.notes.append(text)
@@ -116,8 +119,16 @@ def test_a_step_that_kills_every_process_fails(bench):
     told = bench.run()
     assert told.begun == ["a"] * STARTS
     assert isinstance(told.faults["a"], BuildError)
-    assert told.skipped == ["b"]
+    assert bench.graph.cause("b") == "a"
     assert not told.values
+
+
+def test_a_value_that_its_owner_refuses_is_a_failure(bench):
+    bench.add("a", "say nonsense")
+    bench.add("b", "say never", ["a"])
+    bench.add("c", "say well")
+    told = bench.run(cores=1, keep_going=True)
+    assert (set(told.faults), bench.graph.state("b"), bench.graph.state("c")) == ({"a"}, "skipped", "done")
 
 
 def test_a_fault_arrives_whole(bench):
