@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -18,9 +18,11 @@ from composer.model._strict import Record, convert
 from composer.model.coverage import Coverage, coverage_faults
 from composer.model.dlopen import DlopenRule, dlopen_faults
 from composer.model.globs import compile_glob
+from composer.model.host_floor import HostFloor, host_floor_faults
+from composer.model.input import Input, input_faults
 from composer.model.runtime import RuntimeWork, runtime_faults
 from composer.model.source import Build, build_faults
-from composer.model.target import Target
+from composer.model.target import MACHINES, Target, sm_text
 
 SCHEMA = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -52,6 +54,7 @@ class Prune(Record, frozen=True, kw_only=True):
     reason: str
     sm: tuple[int, ...] = ()
     sm_not: tuple[int, ...] = ()
+    machines: tuple[str, ...] = ()
 
     def applies(self, sm: int) -> bool:
         """Whether the rule holds for a target SM."""
@@ -137,6 +140,18 @@ class Component(Record, frozen=True, kw_only=True):
     coverage: tuple[Coverage, ...] = ()
     imports: tuple[str, ...] = ()
     needs_driver: bool = False
+
+    def on(self, machine: str) -> Component:
+        """The entry without the rules that are about the wheel for other machines."""
+        return msgspec.structs.replace(
+            self,
+            prune=tuple(one for one in self.prune if not one.machines or machine in one.machines),
+            coverage=tuple(one for one in self.coverage if not one.machines or machine in one.machines),
+        )
+
+    def serves(self, sms: Iterable[int]) -> bool:
+        """Whether any of the SMs needs the distribution."""
+        return not self.sm or not set(self.sm).isdisjoint(sms)
 
 
 class Untouched(Record, frozen=True, kw_only=True):
@@ -242,6 +257,8 @@ class Recipe(Record, frozen=True, kw_only=True):
     stub: tuple[Stub, ...] = ()
     dlopen: tuple[DlopenRule, ...] = ()
     runtime: tuple[RuntimeWork, ...] = ()
+    input: tuple[Input, ...] = ()
+    floor: tuple[HostFloor, ...] = ()
     environment: Mapping[str, str] = {}
     programs: Mapping[str, Literal["serve", "resolve"]] = {}
     serve: str | None = None
@@ -249,6 +266,10 @@ class Recipe(Record, frozen=True, kw_only=True):
     def bundle_name(self, target: Target) -> str:
         """`sglang-python312-cuda12_8-sm90-avx512`."""
         return f"{self.name}-{target.slug}"
+
+    def on(self, machine: str) -> Recipe:
+        """The recipe without the rules that are about wheels for other machines."""
+        return msgspec.structs.replace(self, component=tuple(one.on(machine) for one in self.component))
 
     def component_of(self, name: str) -> Component:
         """The entry for a distribution (normalised name), or one that changes nothing; without what stubs replace."""
@@ -259,10 +280,10 @@ class Recipe(Record, frozen=True, kw_only=True):
         )  # fmt: skip
         return msgspec.structs.replace(component, prune=(*component.prune, *replaced)) if replaced else component
 
-    def composed(self, name: str, sm: int) -> bool:
-        """Whether the distribution belongs in a bundle for this SM."""
+    def composed(self, name: str, sms: Iterable[int]) -> bool:
+        """Whether the distribution belongs in a bundle for these SMs: one that needs it is enough."""
         component = self.component_of(name)
-        return not component.tool and (not component.sm or sm in component.sm)
+        return not component.tool and component.serves(sms)
 
     def untouched_reason(self, name: str) -> str | None:
         """Why no byte of this distribution's files may change, or None."""
@@ -272,11 +293,11 @@ class Recipe(Record, frozen=True, kw_only=True):
                 return own or rule.reason
         return own
 
-    def requires_edits(self, sm: int) -> tuple[RequiresEdit, ...]:
-        """Edits of requirements for a target: the recipe's own, and drops of what this SM does not carry."""
+    def requires_edits(self, sms: Sequence[int]) -> tuple[RequiresEdit, ...]:
+        """Edits of requirements for a bundle: the recipe's own, and drops of what none of its SMs needs."""
         left_out = tuple(
-            RequiresEdit(name=one.name, reason=one.reason or f"not composed for SM {sm}")
-            for one in self.component if one.sm and sm not in one.sm
+            RequiresEdit(name=one.name, reason=one.reason or f"not composed for {sm_text(sms)}")
+            for one in self.component if not one.serves(sms)
         )  # fmt: skip
         return (*self.requires, *left_out)
 
@@ -287,12 +308,13 @@ class Recipe(Record, frozen=True, kw_only=True):
     def target_faults(self, target: Target) -> Iterator[RecipeError]:
         """Every reason for which the stack cannot serve the target."""
         stack = f"{self.name} {self.version}"
-        refusals = [one.reason for one in self.refuse if target.sm in one.sm]
-        if refusals:
-            yield RecipeError(f"{stack} cannot serve SM {target.sm}", where="--sm", why=refusals[0],
-                              fix=self._alternatives())  # fmt: skip
-        elif target.sm not in self.sm:
-            yield RecipeError(f"{stack} is not offered for SM {target.sm}", where="--sm", fix=self._alternatives())
+        for sm in target.sms:
+            refusals = [one.reason for one in self.refuse if sm in one.sm]
+            if refusals:
+                yield RecipeError(f"{stack} cannot serve SM {sm}", where="--sm", why=refusals[0],
+                                  fix=self._alternatives())  # fmt: skip
+            elif sm not in self.sm:
+                yield RecipeError(f"{stack} is not offered for SM {sm}", where="--sm", fix=self._alternatives())
         if target.python not in self.pythons:
             yield RecipeError(f"{stack} is not offered for Python {target.python}", where="--python",
                               fix=f"Offered: {', '.join(self.pythons)}.")  # fmt: skip
@@ -333,6 +355,8 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if recipe.as_of.tzinfo is None:
         yield "as-of", "must carry a time zone, such as 2026-03-10T00:00:00Z"
     yield from _text_faults(recipe)
+    yield from input_faults(recipe.input)
+    yield from host_floor_faults(recipe.floor, {*recipe.sm, *(sm for one in recipe.refuse for sm in one.sm)})
     yield from _component_faults(recipe)
     yield from _native_faults(recipe)
     yield from _stub_faults(recipe)
@@ -353,9 +377,11 @@ def _text_faults(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield key, "must be letters, digits, '.', '_', '+' or '-', and start with a letter or digit"
     if not re.fullmatch(r"[0-9]{1,2}\.[0-9]{1,2}", recipe.cuda):
         yield "cuda", f"{recipe.cuda!r} is not a CUDA version such as '12.8'"
-    for name in recipe.environment:
+    names = [(f"environment.{name}", name) for name in recipe.environment]
+    names += [(f"input[{index}].variable", one.variable) for index, one in enumerate(recipe.input)]
+    for path, name in names:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or _FORBIDDEN_ENVIRONMENT.fullmatch(name):
-            yield f"environment.{name}", "is not a variable that a bundle may set"
+            yield path, "is not a variable that a bundle may set"
     for name in recipe.programs:
         if not _PLAIN.fullmatch(name):
             yield f"programs.{name}", "is not the name of a program"
@@ -405,16 +431,26 @@ def _content_faults(one: Component) -> Iterator[tuple[str, str]]:
     for key, pattern in _globs_of(one):
         if fault := _glob_fault(pattern):
             yield key, fault
-    if one.slim and not one.slim.files:
-        yield "slim.files", "must name at least one file"
-    if one.slim and not (one.slim.licence.strip() and one.slim.licence.isprintable()):
-        yield "slim.licence", "must name the licence that allows the change"
-    if one.slim and not _SHA256.fullmatch(one.slim.sha256):
-        yield "slim.sha256", "must be the 64 hex digits of the licence's text"
+    if one.slim:
+        yield from ((f"slim.{key}", fault) for key, fault in _slim_faults(one.slim))
     yield from coverage_faults(one.coverage)
+    limits = {f"prune[{number}]": prune.machines for number, prune in enumerate(one.prune)}
+    limits |= {f"coverage[{number}]": coverage.machines for number, coverage in enumerate(one.coverage)}
+    for key, machines in limits.items():
+        for machine in sorted({*machines} - {*MACHINES}):
+            yield f"{key}.machines", f"{machine!r} is none of {', '.join(MACHINES)}"
     for number, module in enumerate(one.imports):
         if not all(part.isidentifier() for part in module.split(".")):
             yield f"imports[{number}]", f"{module!r} is not the name of a module"
+
+
+def _slim_faults(slim: Slim) -> Iterator[tuple[str, str]]:
+    if not slim.files:
+        yield "files", "must name at least one file"
+    if not (slim.licence.strip() and slim.licence.isprintable()):
+        yield "licence", "must name the licence that allows the change"
+    if not _SHA256.fullmatch(slim.sha256):
+        yield "sha256", "must be the 64 hex digits of the licence's text"
 
 
 def _paths_of(one: Component) -> Iterator[tuple[str, str]]:

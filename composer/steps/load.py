@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from composer.errors import RecipeError
 from composer.model.overlay import Overlay, overlaid, parse_overlay
 from composer.model.recipe import Recipe, parse_recipe
@@ -18,6 +20,8 @@ from composer.model.target import Target, Targets, parse_targets
 
 #: Larger files are not recipes; a limit so that a hostile one costs nothing.
 _MAX_BYTES = 1 << 20
+#: Behind a recipe's name: every component that says how it is built comes from source.
+BUILDER = "-builder"
 #: Keys whose lists an included file may add to.
 _MERGED = ("component", "requires", "untouched", "native", "interpreter", "dlopen", "runtime")
 
@@ -61,6 +65,11 @@ class LoadedRecipe:
         """How the recipe is named on a command line."""
         return self.path.stem if self.path.parent == data_root() / "recipes" else str(self.path)
 
+    @property
+    def lock_command(self) -> str:
+        """The command that makes its locks anew."""
+        return " ".join(["compose lock", self.spelling, *(f"--overlay {name}" for name in self.relocked)])
+
     def lock_path(self, python: str, machine: str) -> Path:
         """Where the committed lock for one Python and machine is: beside the recipe (name as in PEP 751)."""
         stem = "-".join([self.path.stem, *self.relocked])
@@ -73,35 +82,77 @@ def data_root() -> Path:
     return checkout if (checkout / "recipes").is_dir() else Path(__file__).resolve().parents[1] / "_data"
 
 
-def load_recipe(name: str, overlays: Iterable[str] = ()) -> LoadedRecipe:
+def load_recipe(name: str, overlays: Iterable[str] = (), machine: str | None = None) -> LoadedRecipe:
     """A shipped recipe by name or as `STACK:VERSION`, or a recipe file by path (it ends in `.toml`), with overlays.
 
-    An overlay is `overlays/NAME.toml` beside the recipe, a shipped one, or a path.
+    `-builder` behind a name: every component that says how it is built comes from source, as by `--no-binary`.
+    machine: decides where a version has a recipe for each machine. An overlay is `overlays/NAME.toml` beside the
+    recipe, a shipped one, or a path.
     """
-    path = _find(_of_version(name) if ":" in name else name, [data_root() / "recipes"], "recipe")
+    found = load_named(name, overlays)
+    fitting = [one for one in found if machine in one.recipe.machines] or found
+    if len(fitting) > 1:
+        raise RecipeError(
+            f"{len(fitting)} recipes are {name}", where="--recipe", fix="Give one by its own name.",
+            why=f"one for each machine: {', '.join(one.spelling for one in fitting)}",
+        )  # fmt: skip
+    return fitting[0]
+
+
+def load_named(name: str, overlays: Iterable[str] = ()) -> list[LoadedRecipe]:
+    """What a name stands for, as of `load_recipe`: one recipe, or those of a version for each machine."""
+    chosen = tuple(overlays)
+    return [_loaded(path, chosen, builder=name.endswith(BUILDER)) for path in _paths_of(name)]
+
+
+def _paths_of(name: str) -> list[Path]:
+    plain = plain_name(name)
+    if ":" not in plain or plain.endswith(".toml"):
+        return [_find(plain, [data_root() / "recipes"], "recipe")]
+    stack, _, version = plain.partition(":")
+    offered = {one.path: one.recipe for one in load_recipes().values() if one.recipe.name == stack}
+    found = [path for path, recipe in offered.items() if recipe.version == version]
+    if not found:
+        known = sorted({f"{one.name}:{one.version}" for one in offered.values()})
+        fix = f"Known: {', '.join(known)}." if known else _meant(stack)
+        raise RecipeError(f"no recipe {plain!r}", where="--recipe", fix=fix)
+    return found
+
+
+def plain_name(name: str) -> str:
+    """A recipe's name without BUILDER. A path has no such ending."""
+    return name.removesuffix(BUILDER)
+
+
+def _meant(stack: str) -> str:
+    """Of a stack that no recipe is of."""
+    known = sorted({one.recipe.name for one in load_recipes().values()})
+    near = difflib.get_close_matches(stack, known, n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known) or 'none'}."
+
+
+def _loaded(path: Path, overlays: Iterable[str], *, builder: bool = False) -> LoadedRecipe:
     digest = hashlib.sha256()
     recipe = parse_recipe(_merged(path, digest), path.name)
     chosen = _overlays(overlays, recipe, path.parent, digest)
+    recipe = overlaid(recipe, chosen) if chosen else recipe
     beside = path.parent / "patches"
     patches = beside if beside.is_dir() else data_root() / "patches"
-    return LoadedRecipe(recipe=overlaid(recipe, chosen) if chosen else recipe, path=path, patches=patches,
+    return LoadedRecipe(recipe=_from_source(recipe) if builder else recipe, path=path, patches=patches,
                         digest=digest.hexdigest(), overlays=tuple(sorted(chosen)),
                         relocked=tuple(sorted(name for name, one in chosen.items() if one.relocks)))  # fmt: skip
 
 
-def _of_version(spelling: str) -> str:
-    """The shipped recipe that `STACK:VERSION` names; other spellings with a colon stay what they are."""
-    stack, _, version = spelling.partition(":")
-    offered = {name: one.recipe for name, one in load_recipes().items() if one.recipe.name == stack}
-    found = [name for name, recipe in offered.items() if recipe.version == version]
-    if len(found) == 1 or not offered:
-        return found[0] if found else spelling
-    known = ", ".join(f"{one.name}:{one.version} ({name})" for name, one in sorted(offered.items()))
-    raise RecipeError(
-        f"{len(found) or 'no'} recipes are {spelling}", where="--recipe",
-        why=f"one for each machine: {', '.join(found)}" if found else None,
-        fix=f"Give one by its name: {known}.",
-    )  # fmt: skip
+def _from_source(recipe: Recipe) -> Recipe:
+    """RecipeError where nothing says how it is built."""
+    if not any(one.build for one in recipe.component):
+        raise RecipeError(f"{recipe.name} {recipe.version} does not say how anything of it is built", where="--recipe",
+                          fix=f"Leave {BUILDER} out.")  # fmt: skip
+    always = [
+        msgspec.structs.replace(one, build=msgspec.structs.replace(one.build, when="always")) if one.build else one
+        for one in recipe.component
+    ]
+    return msgspec.structs.replace(recipe, component=tuple(always))
 
 
 def _find(name: str, folders: Sequence[Path], what: str) -> Path:
@@ -136,7 +187,7 @@ def load_targets() -> Targets:
 def load_recipes() -> dict[str, LoadedRecipe]:
     """All shipped recipes by the name that a command line has for them."""
     names = sorted(path.stem for path in (data_root() / "recipes").glob("*.toml") if not _is_data(path))
-    return {name: load_recipe(name) for name in names}
+    return {name: _loaded(data_root() / "recipes" / f"{name}.toml", ()) for name in names}
 
 
 def _is_data(path: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from composer._fs import write_atomic
 from composer.errors import LockError
-from composer.model.lock import Lock, parse_lock, render_lock
+from composer.model.lock import Lock, lock_name, parse_lock, render_lock
 from composer.model.recipe import Recipe
 from composer.model.target import GLIBC_CEILING, MACHINES, Target
 from composer.steps.load import LoadedRecipe, LocalFile
@@ -47,7 +47,7 @@ def lock_request(recipe: Recipe, python: str, machine: str,
 
     local: where the recipe's local files are (LoadedRecipe.local_files).
     """
-    target = Target(sm=recipe.sm[0], isa="", cuda=recipe.cuda, python=python, machine=machine)
+    target = Target(sms=recipe.sm, isa="", cuda=recipe.cuda, python=python, machine=machine)
     # An optional url is locked unseen; what no index has as a wheel is no part of the resolution.
     unseen = [one for one in recipe.component if (one.url and one.optional) or (one.build and not one.build.prebuilt)]
     roots = [one for one in recipe.component if one.version and one not in unseen]
@@ -102,7 +102,7 @@ def _with_digest(request: ResolveRequest) -> ResolveRequest:
 def ensure_lock(loaded: LoadedRecipe, python: str, machine: str, options: LockOptions) -> Lock:
     """The lock to build from. LockError when it is missing or stale and may not be renewed."""
     path = loaded.lock_path(python, machine)
-    request = lock_request(loaded.recipe, python, machine, loaded.local_files())
+    request = _request(loaded, python, machine)
     lock = read_lock(path) if path.is_file() else None
     if lock and (options.mode == "frozen" or lock.recipe == request.recipe):
         return lock
@@ -110,7 +110,7 @@ def ensure_lock(loaded: LoadedRecipe, python: str, machine: str, options: LockOp
         raise LockError(
             "does not fit the recipe any more" if lock else "there is no lock", where=str(path),
             why="the recipe changed after it was made" if lock else None,
-            fix=f"Run `compose lock {loaded.spelling} --python {python}` where an index can be reached.",
+            fix=f"Run `{loaded.lock_command} --python {python}` where an index can be reached.",
         )  # fmt: skip
     return renew_lock(loaded, python, machine, options)
 
@@ -119,7 +119,7 @@ def renew_lock(loaded: LoadedRecipe, python: str, machine: str, options: LockOpt
     """Resolve again and write the lock beside the recipe. What is not in `upgrade` keeps its version where it can."""
     path = loaded.lock_path(python, machine)
     request = replace(
-        lock_request(loaded.recipe, python, machine, loaded.local_files()),
+        _request(loaded, python, machine),
         cooldown=options.cooldown, upgrade=tuple(options.upgrade),
         previous=read_lock(path) if options.upgrade and path.is_file() else None,
     )  # fmt: skip
@@ -128,9 +128,18 @@ def renew_lock(loaded: LoadedRecipe, python: str, machine: str, options: LockOpt
     return lock
 
 
+def _request(loaded: LoadedRecipe, python: str, machine: str) -> ResolveRequest:
+    """What is asked of the resolver for a lock that is called as its file."""
+    request = lock_request(loaded.recipe, python, machine, loaded.local_files())
+    return replace(request, name=lock_name(loaded.lock_path(python, machine).name))
+
+
 def read_lock(path: Path, *, sdists: bool = False) -> Lock:
-    """The lock in a file; LockError when it cannot be read or is not one. sdists: as of `parse_lock`."""
+    """The lock in a file, by whose name it is called; LockError when it cannot be read or is not one.
+
+    sdists: as of `parse_lock`.
+    """
     try:
-        return parse_lock(path.read_text("utf-8"), path.name, sdists=sdists)
+        return replace(parse_lock(path.read_text("utf-8"), path.name, sdists=sdists), name=lock_name(path.name))
     except (OSError, UnicodeDecodeError) as fault:
         raise LockError("cannot be read", where=str(path), why=str(fault)) from fault

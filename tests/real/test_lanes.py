@@ -13,10 +13,10 @@ pytestmark = pytest.mark.real
 
 COMPOSE = Path(__file__).resolve().parents[2] / "scripts/compose"
 ISA = {"x86_64": "avx2", "aarch64": "armv8_2"}
-#: The recipe and what is given beside it. The machine that runs the tests needs no CPython for AArch64.
+#: The lane, the machine, overlays, and more options. The machine that runs the tests needs no CPython for AArch64.
 LANES = [
-    ("sglang", ()), ("sglang", ("--overlay", "sm120")), ("sglang-forward", ()),
-    ("sglang-forward-aarch64", ("--python", "host")), ("vllm", ()),
+    ("sglang", "x86_64", (), ()), ("sglang", "x86_64", ("sm120",), ()), ("sglang:0.5.23", "x86_64", (), ()),
+    ("sglang:0.5.23", "aarch64", (), ("--python", "host")), ("vllm:0.15.1", "x86_64", (), ()),
 ]  # fmt: skip
 
 
@@ -24,14 +24,19 @@ def compose(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([COMPOSE, *words], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(("name", "more"), LANES)
-def test_a_lane_plans_for_what_it_claims(name: str, more: tuple[str, ...]) -> None:
-    recipe = load_recipe(name, more[1:] if "--overlay" in more else ()).recipe
-    for sm in recipe.sm:
-        done = compose("plan", "--recipe", name, "--sm", str(sm), "--isa", ISA[recipe.machines[0]], "--locked",
-                       "--torch", "wheel", *more)  # fmt: skip
+@pytest.mark.parametrize(("name", "machine", "overlays", "more"), LANES)
+def test_a_lane_plans_for_what_it_claims(
+    name: str, machine: str, overlays: tuple[str, ...], more: tuple[str, ...]
+) -> None:
+    loaded = load_recipe(name, overlays, machine)
+    lock = loaded.lock_path(loaded.recipe.pythons[0], machine).name
+    chosen = [word for one in overlays for word in ("--overlay", one)]
+    for sm in loaded.recipe.sm:
+        done = compose("plan", "--recipe", name, "--sm", str(sm), "--isa", ISA[machine], "--locked",
+                       "--torch", "wheel", *chosen, *more)  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert f"-sm{sm}-" in done.stdout
+        assert lock in done.stdout
 
 
 @pytest.mark.parametrize("sm", ["90", "120"])

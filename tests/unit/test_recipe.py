@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ name = "alpha"
 version = "1.0"
 imports = ["alpha", "alpha.sub_module"]
 patches = ["alpha/0001-fix.patch"]
-prune = [{ paths = ["alpha/**/*.cu"], reason = "sources", sm-not = [80] }]
+prune = [{ paths = ["alpha/**/*.cu"], reason = "sources", sm-not = [80], machines = ["x86_64"] }]
 links = [{ path = "alpha/x.so", to = "alpha/x.so.1", reason = "a copy", sm = [90] }]
 rpath = [{ files = ["alpha/*.so"], folders = ["alpha/lib"], reason = "dlopen" }]
 [[component]]
@@ -90,7 +91,7 @@ debian = "pool/main/n/numactl.tar.gz"
 """
 DATA = tomllib.loads(HEAD + BODY)
 RECIPE = parse_recipe(DATA, "small.toml")
-TARGET = Target(sm=90, isa="avx512", cuda="12.8", python="3.12")
+TARGET = Target(sms=(90,), isa="avx512", cuda="12.8", python="3.12")
 
 
 def changed(path: str, value: object) -> dict[str, Any]:
@@ -124,21 +125,25 @@ def test_reads_every_key() -> None:
     assert [alpha.prune[0].applies(sm) for sm in (80, 90)] == [False, True]
     assert [alpha.links[0].applies(sm) for sm in (80, 90)] == [False, True]
     assert beta.sm == (90,)
+    assert [RECIPE.on(machine).component[0].prune for machine in ("x86_64", "aarch64")] == [alpha.prune, ()]
     assert RECIPE.component_of("alpha") is alpha
     assert alpha.slim is None
     assert beta.slim is not None
     assert (beta.slim.gpu, beta.slim.keep_ptx, beta.slim.debug) == (True, False, True)
     assert RECIPE.component_of("unheard-of").patches == ()
     assert RECIPE.bundle_name(TARGET) == "small-python312-cuda12_8-sm90-avx512"
+    assert RECIPE.bundle_name(replace(TARGET, sms=(90, 80))) == "small-python312-cuda12_8-sm80_90-avx512"
 
 
 def test_what_is_composed_and_what_is_no_longer_required() -> None:
-    found = {name: [RECIPE.composed(name, sm) for sm in (80, 90)] for name in ("alpha", "beta", "delta", "other")}
-    assert found == {"alpha": [True, True], "beta": [False, True], "delta": [False, False], "other": [True, True]}
-    assert [(edit.name, edit.to, edit.reason) for edit in RECIPE.requires_edits(80)] == [
+    names = ("alpha", "beta", "delta", "other")
+    found = {name: [RECIPE.composed(name, sms) for sms in ([80], [90], [80, 90])] for name in names}
+    assert found == {"alpha": [True] * 3, "beta": [False, True, True], "delta": [False] * 3, "other": [True] * 3}
+    assert [(edit.name, edit.to, edit.reason) for edit in RECIPE.requires_edits([80])] == [
         ("gamma", "gamma>=2", "newer"), ("beta", None, "only there"),
     ]  # fmt: skip
-    assert [edit.name for edit in RECIPE.requires_edits(90)] == ["gamma"]
+    assert [edit.name for edit in RECIPE.requires_edits([90])] == ["gamma"]
+    assert [edit.name for edit in RECIPE.requires_edits([80, 90])] == ["gamma"]  # one needs it: nobody's is dropped
 
 
 def test_what_may_not_be_modified() -> None:
@@ -150,13 +155,14 @@ def test_what_may_not_be_modified() -> None:
 @pytest.mark.parametrize(
     ("change", "where", "word"),
     [
-        ({"sm": 61}, "--sm", "too old"), ({"sm": 120}, "--sm", "80, 90"),
+        ({"sms": (61,)}, "--sm", "too old"), ({"sms": (120,)}, "--sm", "80, 90"),
+        ({"sms": (61, 90)}, "--sm", "cannot serve SM 61"), ({"sms": (80, 120)}, "--sm", "not offered for SM 120"),
         ({"python": "3.13"}, "--python", "3.12, 3.11"), ({"machine": "aarch64"}, "--isa", "x86_64"),
     ],
 )  # fmt: skip
 def test_a_target_that_is_not_served(change: dict[str, Any], where: str, word: str) -> None:
     RECIPE.check_target(TARGET)
-    fields = {"sm": 90, "isa": "avx512", "cuda": "12.8", "python": "3.12", **change}
+    fields = {"sms": (90,), "isa": "avx512", "cuda": "12.8", "python": "3.12", **change}
     with pytest.raises(RecipeError) as caught:
         RECIPE.check_target(Target(**fields))
     assert caught.value.where == where
@@ -265,6 +271,7 @@ FAULTS: list[tuple[str, list[str]]] = [
     ("component.1.slim.licence", ["", " ", "MIT\n", "\x1b[31m"]),
     ("component.0.patches.0", _NO_PATH),
     ("component.0.prune.0.paths", [*_NO_PATH, "a/[z-a]"]),
+    ("component.0.prune.0.machines", ["arm64", ""]),
     ("component.0.links.0.path", _NO_PATH),
     ("component.0.links.0.to", _NO_PATH),
     ("component.0.rpath.0.files", [*_NO_PATH, "[9-0]"]),
@@ -287,7 +294,7 @@ FAULTS: list[tuple[str, list[str]]] = [
 
 @pytest.mark.parametrize(("path", "value"), [(path, value) for path, values in FAULTS for value in values])
 def test_a_value_that_cannot_be_meant(path: str, value: str) -> None:
-    error = refusal(path, [value] if path.endswith(("paths", "files", "folders")) else value)
+    error = refusal(path, [value] if path.endswith(("paths", "files", "folders", "machines")) else value)
     faults = str(error)
     assert f"small.toml: {dotted(path)}" in faults
     assert "\x1b" not in faults
@@ -388,7 +395,7 @@ def test_no_value_leaks_another_error(key: str, value: object) -> None:
 
 
 @given(
-    path=st.sampled_from([path for path, _ in FAULTS if not path.endswith(("paths", "files", "folders"))]),
+    path=st.sampled_from([path for path, _ in FAULTS if not path.endswith(("paths", "files", "folders", "machines"))]),
     value=st.text(max_size=30),
 )
 def test_no_text_brings_in_a_control_character(path: str, value: str) -> None:
@@ -552,8 +559,8 @@ for name in sys.argv[1:]:
     loaded = load.load_recipe(name)
     recipe = loaded.recipe
     targets = load.load_targets()
-    recipe.check_target(Target(sm=recipe.sm[0], isa="avx2", cuda=recipe.cuda, python=recipe.pythons[0]))
-    recipe.requires_edits(recipe.sm[0])
+    recipe.check_target(Target(sms=recipe.sm[:1], isa="avx2", cuda=recipe.cuda, python=recipe.pythons[0]))
+    recipe.requires_edits(recipe.sm)
     loaded.lock_path(recipe.pythons[0], "x86_64")
 print(sorted(set(seen)))
 subprocess.run(["true"])
