@@ -57,14 +57,15 @@ def _dotted(text: str) -> bool:
     return all(part.isidentifier() and not keyword.iskeyword(part) for part in text.split("."))
 
 
-def script_launcher(module: str, attribute: str) -> bytes:
+def script_launcher(module: str, attribute: str, *, any_host: bool = False) -> bytes:
     """A console script that calls `attribute` (dotted names allowed) of `module` with the bundle's own Python.
 
     The file is both a sh script and a Python module. It runs from any path (spaces, Unicode, longer than the kernel's
     127 characters for a shebang), through symbolic links, and needs no program but sh. It must lie in bin/ beside
     `python3`. PYTHONHOME and PYTHONPATH are removed and PYTHONNOUSERSITE set rather than `-I` or `-s -E` given to the
     interpreter: children inherit an environment, not options, and the user's other PYTHON* settings keep working. The
-    rest of etc/env is for the interpreter to read.
+    rest of etc/env is for the interpreter to read. any_host: a host below the bundle's floors is not refused, for a
+    program that tells what the host is.
 
     Raises WheelError for a module or attribute that is not a dotted identifier (entry points specification).
     """
@@ -76,7 +77,7 @@ def script_launcher(module: str, attribute: str) -> bytes:
         )
     first = attribute.partition(".")[0]
     body = f'import sys\n\nfrom {module} import {first}\n\nif __name__ == "__main__":\n    sys.exit({attribute}())\n'
-    return _header() + body.encode()
+    return _header(exports=" WHEEL_COMPOSER_HOST_CHECK=off" if any_host else "") + body.encode()
 
 
 def rewrite_script(content: bytes) -> bytes:
@@ -101,8 +102,8 @@ def rewrite_script(content: bytes) -> bytes:
     return first + b"\n" + lead[0] + launcher.rstrip(b"\n") + join + rest
 
 
-def _header(options: str = "") -> bytes:
-    return _fill(template("script.sh"), OPTIONS=options)
+def _header(options: str = "", exports: str = "") -> bytes:
+    return _fill(template("script.sh"), OPTIONS=options, EXPORTS=exports)
 
 
 def env_file(environment: Mapping[str, str]) -> bytes:

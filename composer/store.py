@@ -32,6 +32,7 @@ import msgspec
 import platformdirs
 
 from composer._fs import host_errors
+from composer._json import decode
 from composer.errors import IntegrityError
 from composer.remote import SHARED, Remote, Traffic, open_remote
 
@@ -66,12 +67,14 @@ class Store:
             self._sweep()
 
     @classmethod
-    def here(cls, root: Path | None = None) -> Store:
-        """The store with the remote that WHEEL_COMPOSER_REMOTE and WHEEL_COMPOSER_REMOTE_KEY name, if they do.
+    def here(cls, root: Path | None = None, url: str | None = None, key: Path | None = None) -> Store:
+        """The store with this remote, or else the one that WHEEL_COMPOSER_REMOTE and WHEEL_COMPOSER_REMOTE_KEY name.
 
-        For processes that nobody gave options: all stores of one share the connection.
+        For processes that work for others: all stores of one share the connection.
         """
-        url, key = (os.environ.get(f"WHEEL_COMPOSER_REMOTE{name}") for name in ("", "_KEY"))
+        if url is None:
+            url, named = (os.environ.get(f"WHEEL_COMPOSER_REMOTE{name}") for name in ("", "_KEY"))
+            key = Path(named) if named else None
         return cls(root, _remote_here(url, key) if url else None)
 
     @property
@@ -108,6 +111,12 @@ class Store:
         with host_errors(self.root):
             self._place(kind, key, _VALUE).unlink(missing_ok=True)
 
+    def refuse(self, kind: str, key: str, why: str) -> None:
+        """Forget an object that came from the remote and is not what its key says."""
+        self.forget(kind, key)
+        if self.remote:
+            self.remote.refuse(kind, key, why)
+
     def share(self) -> int:
         """Upload what the remote does not have of what it may have; how many objects that are."""
         if self.remote is None:
@@ -132,7 +141,7 @@ class Store:
 
     def _decoded(self, kind: str, key: str, into: type[T]) -> T | None:
         try:
-            return msgspec.json.decode(self._place(kind, key, _VALUE).read_bytes(), type=into)
+            return decode(self._place(kind, key, _VALUE).read_bytes(), into)
         except (OSError, UnicodeDecodeError, RecursionError, msgspec.DecodeError):
             return None
 
@@ -195,8 +204,8 @@ class Store:
 
 
 @functools.cache
-def _remote_here(url: str, key: str | None) -> Remote:
-    return open_remote(url, key=Path(key) if key else None)
+def _remote_here(url: str, key: Path | None) -> Remote:
+    return open_remote(url, key=key)
 
 
 def _put(temporary: Path, final: Path) -> None:

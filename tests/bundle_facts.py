@@ -29,7 +29,7 @@ def as_composed(prefix: Path, *hooks: str) -> Composed:
         layers=manifest.layers,
         contents={},
         environment=marker_environment(manifest.python, manifest.target["machine"]),
-        sm=int(manifest.target["sm"]),
+        sms=manifest.sms,
         roots=[check.module for check in manifest.checks],
         hooks=hooks,
         imports_of=imports_of,

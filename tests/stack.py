@@ -69,6 +69,10 @@ as-of = 2026-03-10T00:00:00Z
 sm = [90, 100]
 serve = "{prefix}/bin/app-hello"
 
+[programs]
+app-serve = "serve"
+app-resolve = "resolve"
+
 [[component]]
 name = "app"
 version = "1.0"
@@ -198,9 +202,10 @@ class Stack:
         return replace(self, **{"store": folder / "store", "output": folder / "out", **changes})
 
     def words(self, *more: str, command: str = "build", output: bool = True) -> list[str]:
-        """The command line of a command that takes a target. A build imports nothing unless told."""
+        """The command line of a command that takes a target. A build imports nothing, nor makes unzstd, unless told."""
         place = ["-o", str(self.output)] if output else []
-        quick = ["--no-imports"] if command == "build" and "--imports" not in more else []
+        slow = ("imports", "unzstd") if command == "build" else ()
+        quick = [f"--no-{name}" for name in slow if f"--{name}" not in more]
         return [*COMPOSE, command, "--recipe", str(self.recipe), *TARGET, *place, *quick, *more]
 
     def start(self, words: list[str], **more: Any) -> subprocess.Popen[str]:

@@ -17,7 +17,7 @@ from composer.errors import VerifyError
 from composer.model.finding import Finding
 from composer.model.profile import Profile
 from composer.proofs.rules import Outcome
-from composer.runtime.detect import detect
+from composer.runtime.host.detect import detect
 from composer.steps.advise import (
     PHASES,
     Advice,

@@ -19,8 +19,11 @@ from composer.cli.diff import diff
 from composer.cli.estimate import estimate
 from composer.cli.explain import explain_library
 from composer.cli.gpu import gpu_code
+from composer.cli.graph import graph
 from composer.cli.isa import isa
 from composer.cli.k8s import k8s
+from composer.cli.lanes import lanes
+from composer.cli.lock import lock
 from composer.cli.matrix import matrix
 from composer.cli.model import model
 from composer.cli.profile import profile
@@ -38,13 +41,10 @@ from composer.cli.wheel import wheel
 from composer.errors import VerifyError
 from composer.steps.build import at_hand, build_sources, fetch_all, prepare, sources, summarise
 from composer.steps.build import build as run_build
-from composer.steps.bundle import open_bundle
-from composer.steps.decompressor import decompressor_sources
+from composer.steps.decompressor import decompressor_sources, offer_decompressor
 from composer.steps.fetch import export_wheelhouse
-from composer.steps.load import load_recipe
-from composer.steps.locks import LockOptions, renew_lock
 from composer.steps.outline import Outline, outline
-from composer.steps.source_lock import renew_build_locks
+from composer.steps.tree import read_manifest
 from composer.steps.verify import verify as run_verify
 from composer.store import Store
 
@@ -52,7 +52,7 @@ from composer.store import Store
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(composer.__version__, prog_name="compose")
 def compose() -> None:
-    """Compose CUDA wheels into one relocatable bundle for one GPU architecture and one CPU instruction set."""
+    """Compose CUDA wheels into one relocatable bundle for a GPU architecture, or several, and a CPU instruction set."""
 
 
 compose.add_command(gpu_code)
@@ -73,11 +73,12 @@ def _bundle_path(decided: Outline, folder: Path) -> Path:
     show_default=True,
     help="Import the recipe's modules from the finished bundle, which is unpacked for that.",
 )
+@options.UNZSTD
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan, and then the result, as JSON.")
-def build(*, dry_run: bool, as_json: bool, remote_url: str | None = None, remote_key: Path | None = None,
-          **kwargs: Any) -> None:  # noqa: ANN401  # fmt: skip
-    """Build a bundle: NAME.tar.zst and NAME.tar.zst.sha256."""
+def build(*, unpacker: bool, dry_run: bool, as_json: bool, remote_url: str | None = None,
+          remote_key: Path | None = None, **kwargs: Any) -> None:  # noqa: ANN401  # fmt: skip
+    """Build a bundle: NAME.tar.zst and NAME.tar.zst.sha256, and once beside all bundles what unpacks them."""
     started = time.monotonic()
     settings, shape = options.settings(kwargs), options.shape(kwargs)
     with drawn(quiet=as_json) as listener:
@@ -94,10 +95,14 @@ def build(*, dry_run: bool, as_json: bool, remote_url: str | None = None, remote
             return
         built = run_build(prepared, store, settings, output, listener)
         seconds = time.monotonic() - started
+        offered = offer_decompressor(
+            decided.target.machine, output.parent, store, offline=settings.offline, wheelhouses=settings.wheelhouses,
+            listener=listener,
+        ) if unpacker else None  # fmt: skip
         traffic = store.finish()
     if not as_json:
         told(traffic)
-    render.built(built, seconds, prepared.plan.findings, as_json=as_json)
+    render.built(built, seconds, prepared.plan.findings, offered, as_json=as_json)
 
 
 @compose.command()
@@ -107,24 +112,6 @@ def build(*, dry_run: bool, as_json: bool, remote_url: str | None = None, remote
 def plan(context: click.Context, /, **kwargs: Any) -> None:  # noqa: ANN401
     """Show what a build would do: `build --dry-run`. Nothing is downloaded."""
     context.invoke(build, dry_run=True, **kwargs)
-
-
-@compose.command()
-@click.argument("recipe", default="sglang")
-@click.option("--python", "pythons", multiple=True, help="Only these minor versions. Default: all of the recipe.")
-@click.option("--upgrade", multiple=True, metavar="NAME", help="Let these move; everything else keeps its version.")
-@click.option("--cooldown", type=click.IntRange(0), metavar="DAYS", help="Take no release younger than this.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
-def lock(*, recipe: str, pythons: tuple[str, ...], upgrade: tuple[str, ...], cooldown: int | None,
-         debug: bool) -> None:  # noqa: ARG001  # fmt: skip
-    """Resolve a recipe for its targets and write pylock files (PEP 751) beside it."""
-    loaded = load_recipe(recipe)
-    for machine in loaded.recipe.machines:
-        for python in pythons or loaded.recipe.pythons:
-            made = renew_lock(loaded, python, machine, LockOptions(upgrade=upgrade, cooldown=cooldown))
-            render.locked(made, loaded.lock_path(python, machine))
-            for path, build_lock in renew_build_locks(loaded, python, machine):
-                render.locked(build_lock, path)
 
 
 @compose.command()
@@ -163,7 +150,7 @@ def verify(*, bundle: Path, imports: bool, notes: bool, jobs: int, as_json: bool
     render.findings(manifest, findings, notes=notes, as_json=as_json)
     errors = sum(one.severity == "error" for one in findings)
     if errors:
-        raise VerifyError(f"{errors} faults", where=str(bundle), fix="See the findings above.")
+        raise VerifyError(render.counted(errors, "fault"), where=str(bundle), fix="See the findings above.")
 
 
 @compose.command()
@@ -171,12 +158,12 @@ def verify(*, bundle: Path, imports: bool, notes: bool, jobs: int, as_json: bool
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def inspect(*, bundle: Path, as_json: bool, debug: bool) -> None:  # noqa: ARG001
-    """Show what a bundle holds and what was changed in it, without unpacking."""
-    opened = open_bundle(bundle)
+    """Show what a bundle, packed or unpacked, holds and what was changed in it."""
+    manifest, data = read_manifest(bundle)
     if as_json:
-        click.echo(msgspec.json.format(opened.manifest_json).decode())
+        click.echo(msgspec.json.format(data).decode())
     else:
-        render.manifest(opened.manifest, bundle)
+        render.manifest(manifest, bundle)
 
 
 compose.add_command(apply)
@@ -186,8 +173,11 @@ compose.add_command(detect)
 compose.add_command(diff)
 compose.add_command(estimate)
 compose.add_command(explain_library)
+compose.add_command(graph)
 compose.add_command(isa)
 compose.add_command(k8s)
+compose.add_command(lanes)
+compose.add_command(lock)
 compose.add_command(matrix)
 compose.add_command(model)
 compose.add_command(profile)

@@ -9,7 +9,7 @@ import msgspec
 
 from composer.cli import render
 from composer.host.detect import survey
-from composer.runtime.detect import host_rows, size
+from composer.runtime.host.detect import host_rows, size
 
 
 @click.command("detect")

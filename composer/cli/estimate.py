@@ -17,6 +17,7 @@ from composer.errors import RecipeError
 from composer.model.estimate import Estimate, Machine, Record, Step, spoken_time
 from composer.model.recipe import Recipe
 from composer.steps.estimate import PlanEstimate, Site, estimate_plan
+from composer.steps.load import BUILDER, plain_name
 from composer.steps.outline import Request, outline
 from composer.steps.sourcing import TORCH
 from composer.store import Store
@@ -48,9 +49,9 @@ def estimate(*, machine: Machine | None, as_json: bool, **kwargs: Any) -> None: 
     From builds that this machine has recorded, else from those that composer brings along. Nothing is downloaded.
     """
     store, request = Store(), options.request(kwargs)
-    source = _asked(request) if machine else ()
     with drawn(quiet=as_json) as listener:
         decided = outline(_as_wheels(request) if machine else request, store)
+        source = _asked(request, decided.recipe) if machine else ()
         _check(decided.recipe, source)
         site = Site(
             settings=options.settings(kwargs), options=options.shape(kwargs), machine=machine, source=source,
@@ -64,15 +65,17 @@ def estimate(*, machine: Machine | None, as_json: bool, **kwargs: Any) -> None: 
         _show(plan, "on a machine with" if machine else "on this machine, with")
 
 
-def _asked(request: Request) -> tuple[str, ...]:
+def _asked(request: Request, recipe: Recipe) -> tuple[str, ...]:
     """What the user wants built from source."""
-    return tuple(dict.fromkeys([*request.no_binary, *([TORCH] if request.torch == "source" else [])]))
+    every = [one.name for one in recipe.component if one.build] if (request.recipe or "").endswith(BUILDER) else []
+    return tuple(dict.fromkeys([*request.no_binary, *([TORCH] if request.torch == "source" else []), *every]))
 
 
 def _as_wheels(request: Request) -> Request:
     """The request with wheels alone: what this machine can build says nothing of another one."""
     torch = "wheel" if request.torch in ("auto", "source") else request.torch
-    return replace(request, torch=torch, no_binary=(), budget=0.0)
+    recipe = request.recipe and plain_name(request.recipe)
+    return replace(request, recipe=recipe, torch=torch, no_binary=(), budget=0.0)
 
 
 def _check(recipe: Recipe, names: Sequence[str]) -> None:

@@ -52,13 +52,17 @@ def _lines(found: Explanation) -> Iterator[str]:
         others = [name for name in one.names if name != found.name]
         called = f", also called {', '.join(others)}" if others else ""
         yield f"  provided by {one.path}{called}, to {render.counted(one.serves, 'object')}"
+    answered = {need.subject for need in found.needs if need.provider}
     for need in found.needs:
         yield f"  {'opened' if need.opened else 'needed'} by {need.subject}"
-        yield f"    {_how(need, several=len(found.providers) > 1)}"
+        yield f"    {_how(need, several=len(found.providers) > 1, answered=need.subject in answered)}"
 
 
-def _how(need: Need, *, several: bool) -> str:
+def _how(need: Need, *, several: bool, answered: bool) -> str:
+    """answered: the object gets the library when something else loads it."""
     text = _rule(need)
+    if need.rule == "absent" and answered and not need.chain:
+        text += " when it is loaded by itself"
     if need.provider and several:
         text += f": {need.provider}"
     if need.opened:

@@ -24,12 +24,34 @@ PATH = click.Path(path_type=Path)
 #: Threads of a command that needs no more than their number.
 JOBS = click.option("--jobs", "-j", type=click.IntRange(1), default=lambda: len(os.sched_getaffinity(0)),
                     help="Threads. Default: the cores this process may use.")  # fmt: skip
+
+UNZSTD = click.option("--unzstd/--no-unzstd", "unpacker", default=True, show_default=True,
+                      help="Put unzstd-MACHINE beside the bundle, for hosts without a zstd program.")  # fmt: skip
+
+
+class _NamedPath(click.ParamType[tuple[str, Path]]):
+    """`NAME=PATH`."""
+
+    name = "input"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:  # noqa: ANN401
+        """The name, and the path as it holds in every folder, for steps that run elsewhere."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, path = value.partition("=")
+        if not (name and equals and path):
+            self.fail(f"{value!r} is not NAME=PATH", param, ctx)
+        return name, Path(path).absolute()
+
+
 #: What the stack is made from.
 STACK = (
     click.option("--python", metavar="VERSION|PATH|host[:VERSION]",
                  help="Minor version, path of a CPython to bundle, or none: the host's. Default: the recipe's order."),
     click.option("--overlay", "overlays", multiple=True, metavar="NAME|PATH",
                  help="Change the recipe: `lean` leaves out what serving text models never calls."),
+    click.option("--input", "inputs", type=_NamedPath(), multiple=True, metavar="NAME=PATH",
+                 help="A file or folder of your own that the recipe or an overlay takes; the bundle carries it."),
     click.option("--torch", metavar="auto|wheel|source|PATH", default="auto", show_default=True,
                  help="How PyTorch is had: auto builds it if that is possible here within the budget."),
     click.option("--torch-budget", "budget", type=Duration(), default="1h", show_default=True,
@@ -40,8 +62,10 @@ STACK = (
 #: What is composed, for which target.
 TARGET = (
     click.option("--recipe", help="A shipped recipe, or the path of one. Default: sglang, or that of --variant."),
-    click.option("--sm", help="GPU architecture: 90, sm90 or 9.0."),
-    click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="The same by a GPU's name: H100, 'RTX 5090'."),
+    click.option("--sm", help="GPU architecture: 90, sm90 or 9.0; several in one bundle: 80,90 or 80+90; or all that "
+                              "the recipe serves."),
+    click.option("--gpu", "gpus", multiple=True, metavar="NAME",
+                 help="The same by a GPU's name: H100, 'RTX 5090'; repeatable."),
     click.option("--isa", help="CPU instruction set: avx2, avx512, ..."),
     click.option("--variant", metavar="NAME",
                  help="All at once: sglang-python312-cuda12_8-sm90-avx512. `compose targets` tells which there are."),
@@ -97,6 +121,7 @@ def request(kwargs: dict[str, Any]) -> Request:
         no_binary=kwargs["no_binary"], budget=kwargs["budget"], jobs=kwargs["jobs"],
         lock=lock_options(kwargs),
         wheelhouses=kwargs["wheelhouses"], private=kwargs.get("slim") == "all", overlays=kwargs["overlays"],
+        inputs=kwargs["inputs"],
     )  # fmt: skip
 
 

@@ -15,8 +15,8 @@ from composer.events import Event, Listener
 
 _TITLES = {
     "apply": "applying", "delta": "comparing", "fetch": "fetching", "import": "importing modules", "layer": "composing",
-    "model": "packing the model", "objects": "reading shared objects", "pack": "packing", "pull": "pulling",
-    "push": "pushing", "remote": "sharing", "slim": "slimming",
+    "model": "packing the model", "model-add": "adding the model", "objects": "reading shared objects",
+    "pack": "packing", "pull": "pulling", "push": "pushing", "remote": "sharing", "slim": "slimming",
     "source": "building from source", "store": "writing", "survey": "looking through wheels",
     "toolchain": "making the toolkit", "unpack": "unpacking", "verify": "verifying",
 }  # fmt: skip

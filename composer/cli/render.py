@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -13,12 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from composer.model.finding import SEVERITIES, Finding
+from composer.model.input import InputFacts
 from composer.model.layer import Changes
 from composer.model.lock import Lock
 from composer.model.manifest import Floor, Manifest
 from composer.model.plan import BuiltFacts, PlannedWheel, Summary
+from composer.steps.artifact import artifact_path
 from composer.steps.build import Built, built_facts
-from composer.steps.fetch import Fetched, artifact_path
+from composer.steps.decompressor import Unpacker
+from composer.steps.fetch import Fetched
 from composer.steps.outline import Outline
 from composer.store import Store
 
@@ -49,8 +52,11 @@ def table(*columns: str) -> Table:
     return made
 
 
-def notes(warnings: Sequence[str], left_out: Sequence[str], stubs: Sequence[str] = ()) -> None:
-    """The lines below a plan: stubs, what was left out, warnings."""
+def notes(warnings: Sequence[str], left_out: Sequence[str], stubs: Sequence[str] = (),
+          not_served: Mapping[int, str] | None = None) -> None:  # fmt: skip
+    """The lines below a plan: SMs that are not served, stubs, what was left out, warnings."""
+    for sm, why in (not_served or {}).items():
+        click.echo(f"without:  SM {sm}: {why}")
     for line in stubs:
         click.echo(f"stub:     {line}")
     for line in left_out:
@@ -69,15 +75,16 @@ def outline(decided: Outline, output: Path, store: Store, *, as_json: bool) -> N
     ]  # fmt: skip
     missing = sorted((row for row in rows if not row.fetched), key=lambda row: -row.size)
     stubs = [one.summary for one in decided.recipe.stub]
+    inputs = [one.facts for one in decided.inputs]
     if as_json:
         click.echo(msgspec.json.encode({
             "name": decided.name, "lock": decided.lock.filename, "interpreter": decided.interpreter.label,
-            "torch": decided.torch, "built": built_facts(decided), "wheels": rows, "stubs": stubs,
-            "left_out": decided.left_out,
+            "torch": decided.torch, "built": built_facts(decided), "wheels": rows, "stubs": stubs, "inputs": inputs,
+            "not_served": decided.not_served, "left_out": decided.left_out,
             "warnings": decided.warnings, "output": str(output),
         }))  # fmt: skip
         return
-    _head(decided.name, decided.interpreter.label, decided.torch, decided.lock.filename)
+    _head(decided.name, decided.interpreter.label, decided.torch, decided.lock.filename, inputs)
     rows_shown = table("wheel", "version", "#MB", "state")
     for row in missing[:_LARGEST]:
         rows_shown.add_row(row.name, row.version, f"{row.size / 1e6:.1f}", "to download")
@@ -85,7 +92,8 @@ def outline(decided: Outline, output: Path, store: Store, *, as_json: bool) -> N
     total = sum(row.size for row in missing)
     click.echo(f"{len(missing)} of {len(rows)} wheels to download, {size(total)}; edits are planned once they are here")
     _from_source(built_facts(decided))
-    notes(decided.warnings, [f"{one.name} {one.version}: {one.reason}" for one in decided.left_out], stubs)
+    left_out = [f"{one.name} {one.version}: {one.reason}" for one in decided.left_out]
+    notes(decided.warnings, left_out, stubs, decided.not_served)
     click.echo(f"output:   {output}")
 
 
@@ -94,8 +102,15 @@ def _from_source(built: Sequence[BuiltFacts]) -> None:
         click.echo(f"source:   {one.name} {one.version} from {one.source[:19]}..., build {one.key[:12]}")
 
 
-def _head(name: str, interpreter: str, torch: str, lock: str) -> None:
+def _head(name: str, interpreter: str, torch: str, lock: str, inputs: Sequence[InputFacts]) -> None:
     click.echo(f"{name}\n  interpreter: {interpreter}\n  torch:       {torch}\n  lock:        {lock}")
+    for one in inputs:
+        click.echo(f"  input:       {_input(one)}")
+
+
+def _input(one: InputFacts) -> str:
+    much = f"{counted(one.files, 'file')}, {counted(one.size, 'byte')}"
+    return f"{one.name}, {much}, sha256 {one.sha256[:12]}, as {one.variable}"
 
 
 def plan(summary: Summary, *, as_json: bool) -> None:
@@ -103,7 +118,7 @@ def plan(summary: Summary, *, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(summary))
         return
-    _head(summary.name, summary.interpreter, summary.torch, summary.lock)
+    _head(summary.name, summary.interpreter, summary.torch, summary.lock, summary.inputs)
     todo = [layer for layer in summary.layers if not layer.cached]
     shown = [layer for layer in summary.layers if layer.edits or not layer.cached]
     rows_shown = table("distribution", "version", "#wheel MB", "state", "edits")
@@ -115,11 +130,13 @@ def plan(summary: Summary, *, as_json: bool) -> None:
         f"{len(todo)} of {len(summary.layers)} layers to compose ({size(sum(one.size for one in todo))} of wheels)"
     )
     _from_source(summary.built)
-    notes(summary.warnings, [f"{one.name} {one.version}: {one.reason}" for one in summary.left_out], summary.stubs)
+    left_out = [f"{one.name} {one.version}: {one.reason}" for one in summary.left_out]
+    notes(summary.warnings, left_out, summary.stubs, summary.not_served)
     click.echo("output is up to date" if summary.up_to_date else f"output:   {summary.output}")
 
 
-def built(result: Built, seconds: float, known: Sequence[Finding], *, as_json: bool) -> None:
+def built(result: Built, seconds: float, known: Sequence[Finding], offered: Unpacker | None, *,
+          as_json: bool) -> None:  # fmt: skip
     """The end of a build: what it made and what to do with it. known: findings that were shown with the plan."""
     manifest, path = result.manifest, result.path
     unpacked = sum(layer.size for layer in manifest.layers)
@@ -128,6 +145,7 @@ def built(result: Built, seconds: float, known: Sequence[Finding], *, as_json: b
             "path": str(path), "sha256": result.digest, "size": path.stat().st_size, "unpacked": unpacked,
             "fingerprint": manifest.fingerprint, "seconds": round(seconds, 2), "up_to_date": result.up_to_date,
             "warnings": manifest.warnings, "findings": result.findings,
+            "unzstd": str(offered.path) if offered and not offered.lacking else None,
         }))  # fmt: skip
         return
     for one in result.findings:
@@ -143,15 +161,25 @@ def built(result: Built, seconds: float, known: Sequence[Finding], *, as_json: b
         f"  proofs:  {tally(result.findings)} (compose verify --notes {path.name})\n"
         f"on the host:\n"
         f"  mkdir {manifest.name} && tar --zstd -xf {path.name} -C {manifest.name}\n"
+        f"{_without_zstd(offered, f'{path.name} -C {manifest.name}')}"
         f"  {(manifest.serve or '{prefix}/bin/python').replace('{prefix}', manifest.name)}\n"
         f"{manifest.torch}"
     )
 
 
+def _without_zstd(offered: Unpacker | None, rest: str) -> str:
+    """What to type where there is no zstd program."""
+    if offered is None:
+        return ""
+    if offered.lacking:
+        return f"  (no {offered.path.name} beside it, for hosts without zstd: {offered.lacking})\n"
+    return f"  (without a zstd program there: tar -I ./{offered.path.name} -xf {rest})\n"
+
+
 def _floor(name: str, floor: Floor) -> str:
     """What a host needs: an SM is a kind, and so are a CPU's features; all others are least versions."""
     if name == "SM":
-        return f"a GPU of SM {floor.version}"
+        return f"a GPU of SM {' or '.join(floor.version.split())}"
     return f"a CPU with {floor.version}" if name == "CPU" else f"{name} {floor.version} or newer"
 
 
@@ -217,6 +245,8 @@ def manifest(shown: Manifest, path: Path) -> None:
     )
     for one in shown.built:
         click.echo(f"  from source: {one.name} {one.version} ({one.source}, build {one.key[:12]})")
+    for given in shown.inputs:
+        click.echo(f"  input:       {_input(given)}")
     for name, floor in shown.floors.items():
         click.echo(f"  needs:       {_floor(name, floor)}, because of {floor.because}")
     rows_shown = table("layer", "version", "#MB", "#unpacked MB", "#files")

@@ -20,7 +20,7 @@ from composer.host.override import Override, Stated, overridden, shown
 from composer.host.remote import Offer, find_bundles
 from composer.host.select import Selection, Verdict
 from composer.host.select import select as select_bundles
-from composer.model.target import parse_sms
+from composer.model.target import parse_sms, sm_text
 from composer.steps.load import load_targets
 
 
@@ -56,7 +56,8 @@ def select(*, place: str, described: str | None, sm: str | None, gpus: tuple[str
            debug: bool) -> None:  # noqa: ARG001  # fmt: skip
     """Choose the bundle that fits this host best, and say why the others do not.
 
-    PLACE is a folder of bundles (default: this one), an index made by --write-index (a path or a URL), or a bundle.
+    PLACE is a folder of bundles (default: this one), an index made by --write-index (a path or a URL), a bundle, or a
+    repository that bundles were pushed to.
     Exit status: 0 when there is one, 10 when none fits.
 
     CONDA_OVERRIDE_CUDA, CONDA_OVERRIDE_CUDA_ARCH, CONDA_OVERRIDE_GLIBC, NV_VARIANT_PROVIDER_FORCE_CUDA_DRIVER_VERSION
@@ -145,7 +146,7 @@ def _summary(one: Verdict) -> str:
     sm = "native" if one.native else "compatible"
     isa = "" if one.isa else " (which this CPU lacks; code is chosen at run time)"
     words = [f"{bundle.recipe} {bundle.version}", f"CUDA {target.cuda}"]
-    words += [f"SM {target.sm}: {sm} on {render.counted(len(one.uses), 'GPU')}"] if one.uses else []
+    words += [f"{sm_text(target.sm.split())}: {sm} on {render.counted(len(one.uses), 'GPU')}"] if one.uses else []
     return ", ".join([*words, f"ISA {target.isa}{isa}", render.size(bundle.size)])
 
 

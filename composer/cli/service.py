@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from composer.runtime import service as runtime
+from composer.runtime.service import cli as runtime
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})

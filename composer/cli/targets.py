@@ -11,10 +11,10 @@ import msgspec
 from composer.cli import render
 from composer.errors import RecipeError
 from composer.model.recipe import Recipe
-from composer.model.target import Targets, parse_gpus
+from composer.model.target import Targets, parse_gpus, sm_text
 from composer.model.variant import parse_variants
 from composer.model.verdict import Offer, Row, Verdict, judge, matrix, names
-from composer.steps.load import load_recipe, load_recipes, load_targets
+from composer.steps.load import load_named, load_recipes, load_targets
 
 
 @click.command("targets")
@@ -31,7 +31,7 @@ def targets(*, variants: tuple[str, ...], gpus: tuple[str, ...], recipe: str | N
     and why not. Exit status: 0, or 2 when one cannot.
     """
     known = load_targets()
-    loaded = {recipe: load_recipe(recipe)} if recipe else load_recipes()
+    loaded = {one.spelling: one for one in load_named(recipe)} if recipe else load_recipes()
     recipes = {name: one.recipe for name, one in loaded.items()}
     if variants:
         _judge(variants, recipes, known, as_json=as_json)
@@ -76,7 +76,7 @@ def _fault(fault: RecipeError) -> dict[str, str | None]:
 
 def _show_verdict(one: Verdict) -> None:
     if one.plannable:
-        click.echo(f"{one.variant.name}: SM {', '.join(map(str, one.sms))}, with --recipe {one.recipe}")
+        click.echo(f"{one.variant.name}: {sm_text(one.sms)}, with --recipe {one.recipe}")
     else:
         click.echo(f"{one.variant.name}: cannot be composed")
     for fault in one.reasons:

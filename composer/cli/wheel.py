@@ -11,8 +11,9 @@ import click
 import msgspec
 
 from composer._fs import atomic_file, host_errors
-from composer.cli import render
+from composer.cli import options, render
 from composer.cli.progress import drawn
+from composer.cli.remote import REMOTE, store_with, told
 from composer.errors import HostError, RecipeError
 from composer.interpreter import choose_python
 from composer.model.recipe import Component, Recipe
@@ -38,12 +39,13 @@ _PATH = click.Path(path_type=Path)
 @click.option("--frozen", is_flag=True, help="Use the lock of the build as it is.")
 @click.option("--jobs", "-j", type=click.IntRange(1),
               help="Compilers at a time, at most. Default: MAX_JOBS, or by cores and memory.")  # fmt: skip
+@options.with_options(REMOTE)
 @click.option("--dry-run", is_flag=True, help="Show what it would be built from, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print what it was built from as JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def wheel(*, name: str, recipe: str, sm: str, isa: str, python: str | None, output: Path | None, offline: bool,
-          wheelhouses: Sequence[Path], locked: bool, frozen: bool, jobs: int | None, dry_run: bool,
-          as_json: bool, debug: bool) -> None:  # noqa: ARG001  # fmt: skip
+          wheelhouses: Sequence[Path], locked: bool, frozen: bool, jobs: int | None, remote_url: str | None,
+          remote_key: Path | None, dry_run: bool, as_json: bool, debug: bool) -> None:  # noqa: ARG001  # fmt: skip
     """Build the wheel of one component with [component.build] from source, into the store, and print where it is.
 
     A build that was interrupted goes on from where it was; one with the same inputs is not built again.
@@ -51,22 +53,26 @@ def wheel(*, name: str, recipe: str, sm: str, isa: str, python: str | None, outp
     if locked and frozen:
         raise RecipeError("--locked and --frozen contradict each other", fix="Give one of them.")
     mode: Mode = "locked" if locked else "frozen" if frozen else "auto"
-    options = LockOptions(mode=mode, offline=offline)
-    request = _request(name, recipe, sm, isa, python, options, wheelhouses, jobs)
+    request = _request(name, recipe, sm, isa, python, LockOptions(mode=mode, offline=offline), wheelhouses, jobs)
     if dry_run:
         _plan(prepare_build(request, Store()))
         return
     with drawn(quiet=as_json) as listener:
-        result = build_wheel(request, Store(), listener)
+        store = store_with(remote_url, remote_key, listener)
+        result = build_wheel(request, store, listener)
+        traffic = store.finish()
+    if not as_json:
+        told(traffic)
     path = _exported(result, output) if output else result.path
     _show(result, path, as_json=as_json)
 
 
 def _request(name: str, recipe: str, sm: str, isa: str, python: str | None, options: LockOptions,
              wheelhouses: Sequence[Path], jobs: int | None) -> Request:  # fmt: skip
-    loaded, targets = load_recipe(recipe), load_targets()
+    targets = load_targets()
     known = parse_isa(isa, targets)
     machine = targets.isa[known].machine
+    loaded = load_recipe(recipe, (), machine)
     if machine != platform.machine():
         raise HostError(f"a {platform.machine()} machine cannot build for {machine}", where="--isa",
                         fix=f"Build it on {machine}.")  # fmt: skip
@@ -79,8 +85,8 @@ def _request(name: str, recipe: str, sm: str, isa: str, python: str | None, opti
     chosen = choose_python((python,) if python else loaded.recipe.pythons)
     component = loaded.recipe.component_of(name)
     sms = _sms(sm, component, loaded.recipe, targets)
-    target = Target(sm=sms[0], isa=known, cuda=loaded.recipe.cuda, python=chosen.minor, machine=machine)
-    return Request(loaded=loaded, component=component, target=target, python=chosen, sms=sms,
+    target = Target(sms=sms, isa=known, cuda=loaded.recipe.cuda, python=chosen.minor, machine=machine)
+    return Request(loaded=loaded, component=component, target=target, python=chosen,
                    flags=targets.isa[known].flags, lock=options, wheelhouses=wheelhouses, jobs=jobs)  # fmt: skip
 
 
@@ -92,7 +98,7 @@ def _sms(text: str, component: Component, recipe: Recipe, targets: Targets) -> t
 
 def _plan(job: Job) -> None:
     """What decides about the wheel, and how far this machine would go at a time."""
-    known = find_built(job.store, job.key)
+    known = find_built(job)
     facts = {"key": job.key, "version": str(job.request.version), "built": str(known.path) if known else None,
              "jobs": job.jobs, "log": str(job.log), **job.inputs}  # fmt: skip
     click.echo(msgspec.json.format(msgspec.json.encode(facts)).decode())

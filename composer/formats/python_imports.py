@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import re
+import threading
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -37,6 +38,8 @@ _EDITS_PATH = re.compile(rb"\bsys\.path(?:\.(?:insert|append|extend)\b|\s*\[[^\]
 _CATCH_IMPORT_ERRORS = frozenset({"BaseException", "Exception", "ImportError", "ModuleNotFoundError"})
 _HARMLESS_CONTEXTS = frozenset({"catch_warnings"})
 _FAULTS = (SyntaxError, ValueError, RecursionError, MemoryError)  # the last is how the parser says: nested too deeply
+#: CPython 3.11 counts how deep trees are for all threads together, and may fail then (python/cpython#106905).
+_PARSING = threading.Lock()
 
 
 class Import(msgspec.Struct, frozen=True, array_like=True):
@@ -75,7 +78,7 @@ def _of_statements(text: bytes) -> Iterator[Import]:
             continue
         line += text.count(b"\n", counted, match.start())
         counted = match.start()
-        yield from _always(ast.parse(statement).body, line - 1)
+        yield from _always(_parsed(statement), line - 1)
 
 
 def _may_import(statement: bytes) -> bool:
@@ -89,9 +92,14 @@ def _may_import(statement: bytes) -> bool:
 
 def _of_module(text: bytes) -> Iterator[Import]:
     try:
-        yield from _always(ast.parse(text).body, 0)
+        yield from _always(_parsed(text), 0)
     except _FAULTS:
         return
+
+
+def _parsed(text: bytes) -> list[ast.stmt]:
+    with _PARSING:
+        return ast.parse(text).body
 
 
 def _always(body: Iterable[ast.stmt], before: int) -> Iterator[Import]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from composer.errors import RecipeError
-from composer.runtime import detect
+from composer.runtime.host import detect
 
 #: What `compose-detect --json` writes is some KB; a limit so that another file costs nothing.
 MAX_BYTES = 1 << 20
@@ -50,7 +50,10 @@ class Driver(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
-    """What decides whether a bundle runs on a host. visible: indices of GPUs, by CUDA_VISIBLE_DEVICES."""
+    """What decides whether a bundle runs on a host. visible: indices of GPUs, by CUDA_VISIBLE_DEVICES.
+
+    l4t: the release of Jetson Linux; None where there is none, empty where it is not known.
+    """
 
     schema: int
     machine: Text
@@ -61,6 +64,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     driver: Driver | None
     gpus: tuple[Gpu, ...]
     visible: tuple[_Count, ...]
+    l4t: Text | None = None
 
     @property
     def visible_gpus(self) -> tuple[Gpu, ...]:
@@ -69,7 +73,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def survey() -> dict[str, Any]:
-    """This host as `composer.runtime.detect` gives it, and archspec's name for its CPU.
+    """This host as `composer.runtime.host.detect` gives it, and archspec's name for its CPU.
 
     That is the most special microarchitecture of which the CPU has every feature: in a virtual machine that hides some
     it is a generic one (`x86_64_v4`), and says less than `features`.

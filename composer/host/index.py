@@ -35,7 +35,7 @@ class NeededFloor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class BundleTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a bundle was built for."""
+    """What a bundle was built for. sm: as words, `90` or `80 90`."""
 
     sm: _Text
     isa: _Text

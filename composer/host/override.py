@@ -17,7 +17,7 @@ import msgspec
 from composer.errors import RecipeError
 from composer.host.detect import Cpu, Driver, Gpu, Host
 from composer.model.target import Targets, parse_gpus, parse_isa
-from composer.runtime.detect import runnable
+from composer.runtime.host.detect import runnable
 
 _NV_CUDA, _NV_SM = "NV_VARIANT_PROVIDER_FORCE_CUDA_DRIVER_VERSION", "NV_VARIANT_PROVIDER_FORCE_SM_ARCH"
 _CUDA, _SM, _GLIBC = "CONDA_OVERRIDE_CUDA", "CONDA_OVERRIDE_CUDA_ARCH", "CONDA_OVERRIDE_GLIBC"
@@ -117,7 +117,8 @@ def _gpus(host: Host, stated: Stated, environ: Mapping[str, str], targets: Targe
 def _with_gpus(host: Host, gpus: Sequence[tuple[int, str | None]], source: str) -> _Changed:
     made = tuple(Gpu(index=index, sm=sm, name=name) for index, (sm, name) in enumerate(gpus))
     shown = ", ".join(str(sm) for sm, _ in gpus) or "none"
-    host = msgspec.structs.replace(host, gpus=made, visible=tuple(gpu.index for gpu in made))
+    # The one that was found says nothing of a host with such GPUs.
+    host = msgspec.structs.replace(host, gpus=made, visible=tuple(gpu.index for gpu in made), l4t="")
     return host, [Override(fact="SM", value=shown, source=source)]
 
 

@@ -69,7 +69,7 @@ def find_bundles(place: str) -> Offer:
     if scheme == "oci":
         return _registry(place)
     raise RecipeError(f"not a place of bundles: {scheme}://", where=place,
-                      fix="Give a folder, an index (path, file://, http:// or https://) or a bundle.")  # fmt: skip
+                      fix="Give a folder, an index (path or URL), a bundle, or oci://.")  # fmt: skip
 
 
 def _registry(place: str) -> Offer:

@@ -9,7 +9,8 @@ from packaging.version import InvalidVersion, Version
 
 from composer.host.detect import Gpu, Host
 from composer.host.index import BundleFacts
-from composer.runtime import detect, floors, gpu
+from composer.runtime import floors, gpu
+from composer.runtime.host import detect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +97,7 @@ def _floor_values(host: Host) -> dict[str, str]:
     values = {
         "glibc": host.glibc, "kernel": host.kernel, "libstdc++ GLIBCXX": host.libstdcxx,
         "CPU": " ".join(host.cpu.features), "driver": driver.version if driver else None,
-        "CUDA": driver.cuda if driver else None,
+        "CUDA": driver.cuda if driver else None, "L4T": "none" if host.l4t is None else host.l4t,
     }  # fmt: skip
     return {name: value for name, value in values.items() if value}
 

@@ -14,7 +14,7 @@ Requirement = Literal["every", "some", "none"]
 class Coverage(Record, frozen=True, kw_only=True):
     """A rule for files of a distribution (globs below site-packages).
 
-    sm, sm_not: the targets on which they are loaded; on others nothing is asked of them.
+    sm, sm_not, machines: the targets on which they are loaded; on others nothing is asked of them.
     requires: `every` container holds something for the target, as in a library of which each source file is compiled
     for every GPU; `some` do, as in one with kernels for single architectures; `none`: nothing that is served runs it.
     otherwise: what becomes of it where no file holds anything, for what the stack can do without. The `files` are then
@@ -26,6 +26,7 @@ class Coverage(Record, frozen=True, kw_only=True):
     reason: str
     sm: tuple[int, ...] = ()
     sm_not: tuple[int, ...] = ()
+    machines: tuple[str, ...] = ()
     otherwise: str | None = None
 
     def applies(self, sm: int) -> bool:

@@ -11,6 +11,7 @@ import msgspec
 
 from composer.model.coverage import Coverage
 from composer.model.dlopen import DlopenRule
+from composer.model.input import InputFacts
 from composer.model.layer import Changes, Entry, Layer
 from composer.model.manifest import Check, Floor, Manifest
 from composer.model.plan import BuiltFacts, LeftOut
@@ -22,7 +23,7 @@ What = Literal["added", "removed", "content", "mode", "link"]
 _ELSEWHERE = ("schema", "layers")
 #: What one entry of a field is called, where that is not the field's name.
 _KINDS = {"floors": "floor", "checks": "check", "left_out": "left out", "warnings": "warning", "properties": "property",
-          "host_libraries": "host library"}  # fmt: skip
+          "host_libraries": "host library", "inputs": "input"}  # fmt: skip
 #: (kind, subject, text): the field or kind of edit, what it is about, and what is said of that.
 _Item = tuple[str, str, str]
 
@@ -154,6 +155,8 @@ def _named(item: object) -> tuple[str, str]:
             return name, f"{version} from {source}, build {key}"
         case LeftOut(name=name, version=version, reason=reason):
             return name, f"{version}: {reason}"
+        case InputFacts(name=name, sha256=sha256, files=count, size=size):
+            return name, f"sha256 {sha256}, {count} files, {size} bytes"
         case Coverage(files=files):
             return ", ".join(files), _json(item)
         case DlopenRule(of=of, names=names):

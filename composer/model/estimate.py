@@ -215,14 +215,13 @@ class Estimate:
         return max((one for one in self.steps if one.seconds), key=lambda one: one.seconds or 0, default=None)
 
 
-def build_work(component: Component, target: Target, sms: Sequence[int], *, jobs: int | None = None,
-               done: float = 0.0) -> Work:  # fmt: skip
-    """The build of a component from source for some architectures. jobs: at most; done: share that is there already."""
+def build_work(component: Component, target: Target, *, jobs: int | None = None, done: float = 0.0) -> Work:
+    """The build of a component from source. jobs: at most; done: share that is there already."""
     assert component.build is not None
-    build = component.build.for_target(sms, target.isa)
+    build = component.build.for_target(target.sms, target.isa)
     return Work(
         name=component.name, what=f"build {component.name} {component.version or ''}".rstrip(),
-        version=component.version or "0", machine=target.machine, sms=tuple(sms) if component.build.uses("sm") else (),
+        version=component.version or "0", machine=target.machine, sms=target.sms if component.build.uses("sm") else (),
         cuda=build.cuda, settings={**build.environment, **build.config}, build=build, jobs=jobs, done=done,
         disk=build.disk, memory=build.memory,
     )  # fmt: skip

@@ -113,6 +113,11 @@ class Lock:
         return {package.name: package.version for package in self.packages}
 
 
+def lock_name(filename: str) -> str:
+    """The middle of `pylock.<name>.toml`; nothing for plain `pylock.toml` (PEP 751)."""
+    return filename.removeprefix("pylock.").removesuffix("toml").removesuffix(".")
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from composer._json import decode
 from composer.errors import VerifyError
 from composer.model.coverage import Coverage
 from composer.model.dlopen import DlopenRule
+from composer.model.input import InputFacts
 from composer.model.layer import Entry, Layer
 from composer.model.plan import BuiltFacts, LeftOut
 from composer.model.runtime import RuntimeWork
@@ -44,7 +46,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     properties: what wheel variants (PEP 825) call the target, `nvidia :: sm_arch :: 90_real`.
     built: what was built from source, whose inputs are in its `.dist-info`.
     coverage: the rules by which libraries must hold GPU code for the target. dlopen: what objects open by name.
-    runtime: what is made at first use on the host.
+    runtime: what is made at first use on the host. inputs: files of the site that composed it.
     as_of: when the indexes were as the lock is (UTC). host_libraries: what is taken from the host beside glibc, by
     name: of its `driver`, or as a `plugin` that it may lack.
     slim: which objects were made smaller (`free`, `all`, `none`); after `all` the bundle must not be passed on.
@@ -70,10 +72,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     coverage: Sequence[Coverage] = ()
     dlopen: Sequence[DlopenRule] = ()
     runtime: Sequence[RuntimeWork] = ()
+    inputs: Sequence[InputFacts] = ()
     checks: Sequence[Check]
     left_out: Sequence[LeftOut]
     warnings: Sequence[str]
     layers: Sequence[Layer]
+
+    @property
+    def sms(self) -> tuple[int, ...]:
+        """The GPU architectures of the target, ascending; `target` has them as words."""
+        return tuple(map(int, self.target["sm"].split()))
 
     def entries(self) -> dict[str, Entry]:
         """Every file by path. Layers may share a path only with equal content, which planning has checked."""
@@ -91,7 +99,7 @@ def fingerprint_of(layers: Sequence[Layer]) -> str:
 def parse_manifest(data: bytes, where: str) -> Manifest:
     """A manifest from its JSON; VerifyError when it is damaged or of another schema."""
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
+        manifest = decode(data, Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise VerifyError("the manifest is damaged", where=where, why=str(fault),
                           fix="Copy the bundle again and compare its .sha256.") from fault  # fmt: skip

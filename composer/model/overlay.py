@@ -12,6 +12,7 @@ import msgspec
 
 from composer.errors import RecipeError
 from composer.model._strict import Record, convert
+from composer.model.input import Input
 from composer.model.recipe import (
     SCHEMA,
     Component,
@@ -62,6 +63,7 @@ class Overlay(Record, frozen=True, kw_only=True):
     requires: tuple[RequiresEdit, ...] = ()
     component: tuple[OverlayComponent, ...] = ()
     stub: tuple[Stub, ...] = ()
+    input: tuple[Input, ...] = ()
     environment: Mapping[str, str] = {}
     serve: str | None = None
 
@@ -79,7 +81,7 @@ def parse_overlay(data: Mapping[str, Any], recipe: Recipe, where: str) -> Overla
     overlay = convert(data, Overlay, where)
     alone = msgspec.structs.replace(
         recipe, component=tuple(map(_component, overlay.component)), stub=overlay.stub, native=(),
-        requires=overlay.requires, environment=overlay.environment,
+        requires=overlay.requires, input=overlay.input, environment=overlay.environment,
     )  # fmt: skip
     check_recipe(alone, where)
     return overlay
@@ -100,6 +102,7 @@ def overlaid(recipe: Recipe, overlays: Mapping[str, Overlay]) -> Recipe:
         component=_components(recipe.component, [entry for _, one in ordered for entry in one.component]),
         requires=_requires(recipe.requires, [edit for _, one in ordered for edit in one.requires]),
         stub=(*recipe.stub, *(stub for _, one in ordered for stub in one.stub)),
+        input=_inputs(recipe.input, [one for _, overlay in ordered for one in overlay.input]),
         environment={**recipe.environment, **values},
         serve=serves[0] if serves else recipe.serve,
         **_targets(recipe, ordered),
@@ -125,6 +128,11 @@ def _requires(edits: Sequence[RequiresEdit], more: Sequence[RequiresEdit]) -> tu
     """Of two overlays that agree on an edit one is taken."""
     replaced = {(one.name, one.of): one for one in more}
     return (*(one for one in edits if (one.name, one.of) not in replaced), *replaced.values())
+
+
+def _inputs(inputs: Sequence[Input], more: Sequence[Input]) -> tuple[Input, ...]:
+    """Of two overlays that agree on an input one is taken."""
+    return (*inputs, *{one.name: one for one in more}.values())
 
 
 def _targets(recipe: Recipe, overlays: Sequence[tuple[str, Overlay]]) -> dict[str, Any]:
@@ -170,6 +178,8 @@ def _values(overlay: Overlay) -> Iterator[tuple[str, object]]:
         yield "serve", overlay.serve
     for stub in overlay.stub:
         yield f"stub {stub.library}", stub
+    for one in overlay.input:
+        yield f"input {one.name}", one
     for edit in overlay.requires:
         yield f"requires {edit.name}{f' of {edit.of}' if edit.of else ''}", edit.to
     for component in overlay.component:

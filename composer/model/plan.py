@@ -8,7 +8,9 @@ import msgspec
 
 from composer.model.globs import matches
 from composer.model.gpu import Image, Selection, select
+from composer.model.input import InputFacts
 from composer.model.recipe import Link, Prune, PthFile, RequiresEdit
+from composer.model.target import sm_text
 
 
 class RpathEdit(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +54,7 @@ class SlimEdit(msgspec.Struct, frozen=True, kw_only=True):
         """Why the loose cubin at `path` is left out; None when it stays."""
         if not self.gpu or not self.covers(path) or select([cubin], Selection(sms=tuple(self.sms))):
             return None
-        return f"sm_{cubin.sm}{cubin.variant} code, which no GPU of SM {', '.join(map(str, self.sms))} runs"
+        return f"sm_{cubin.sm}{cubin.variant} code, which no GPU of {sm_text(self.sms)} runs"
 
 
 class PatchFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +128,7 @@ class BuiltFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What `compose plan` shows."""
+    """What `compose plan` shows. not_served: of a bundle for all SMs, why it is not for these."""
 
     name: str
     recipe: str
@@ -137,6 +139,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     built: Sequence[BuiltFacts]
     layers: Sequence[PlannedLayer]
     stubs: Sequence[str]
+    inputs: Sequence[InputFacts]
+    not_served: Mapping[int, str]
     left_out: Sequence[LeftOut]
     warnings: Sequence[str]
     fingerprint: str

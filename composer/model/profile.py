@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -85,11 +85,11 @@ class Profile(Record, frozen=True, kw_only=True):
                 _undo(environment, change.name, change.was)
         return msgspec.structs.replace(self, flags=flags, environment=environment, model=model, changes=())
 
-    def serves(self, stack: str, version: str, sm: int | None) -> bool:
-        """Whether it is for a stack of this version, and a GPU of this SM."""
+    def serves(self, stack: str, version: str, sms: Collection[int]) -> bool:
+        """Whether it is for a stack of this version, and a GPU of one of these SMs; none of them is any."""
         if self.stack != stack or (self.versions and version not in self.versions):
             return False
-        return sm is None or not self.sm or sm in self.sm
+        return not sms or not self.sm or not set(self.sm).isdisjoint(sms)
 
 
 class _ProfileFile(Record, frozen=True, kw_only=True):
@@ -137,16 +137,22 @@ def parse_profiles(files: Mapping[str, Mapping[str, Any]]) -> dict[str, Profile]
     return profiles
 
 
-def render_profiles(profiles: Mapping[str, Profile], *, stack: str, version: str, sm: int | None) -> bytes:
-    """`share/compose/profiles.json` of a bundle: those for its stack and its SM. Equal input makes equal bytes."""
+def render_profiles(profiles: Mapping[str, Profile], *, stack: str, version: str, sms: Sequence[int]) -> bytes:
+    """`share/compose/profiles.json` of a bundle: those for its stack and its SMs. Equal input makes equal bytes.
+
+    `sm` is a number; of a bundle for several SMs it is the list of them, and a profile that is not for all says for
+    which. No `sms` are those of any bundle, and `sm` is null.
+    """
     rows = {
         one.name: {
             "title": one.title, "kind": one.kind, "model": one.model, "module": one.module, "gpus": one.gpus,
             "expected": one.expected, "notes": one.notes, "flags": flag_words(one.flags), "env": dict(one.environment),
+            **({"sm": one.sm} if one.sm and not set(sms) <= set(one.sm) else {}),
         }
-        for one in profiles.values() if one.serves(stack, version, sm)
+        for one in profiles.values() if one.serves(stack, version, sms)
     }  # fmt: skip
-    return _json({"schema": SCHEMA, "stack": f"{stack} {version}", "sm": sm, "profiles": rows})
+    shown = sms if len(sms) > 1 else next(iter(sms), None)
+    return _json({"schema": SCHEMA, "stack": f"{stack} {version}", "sm": shown, "profiles": rows})
 
 
 def render_rules(book: RuleBook) -> bytes:

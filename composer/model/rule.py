@@ -102,13 +102,14 @@ class ModelName(Record, frozen=True, kw_only=True):
     name: str
     family: str | None = None
     quant: str | None = None
+    quant_method: str | None = None
     gated: bool | None = None
     multimodal: bool | None = None
 
     def facts(self) -> dict[str, Value]:
         """The fields below `model` that it gives."""
-        given = {"model.family": self.family, "model.quant": self.quant, "model.gated": self.gated,
-                 "model.multimodal": self.multimodal}  # fmt: skip
+        given = {"model.family": self.family, "model.quant": self.quant, "model.quant_method": self.quant_method,
+                 "model.gated": self.gated, "model.multimodal": self.multimodal}  # fmt: skip
         return {field: value for field, value in given.items() if value is not None}
 
 

@@ -67,16 +67,19 @@ class Build(Record, frozen=True, kw_only=True):
     releases: sha256 by version, instead of one sha256, for a url with `{release}` in the place of the version.
     when: whether a bundle takes it instead of the wheel of the lock. `always`; `asked`: by `--no-binary`; `auto`: when
     it can be built here within the budget; `fallback`: so, and when the wheel cannot be had.
-    prebuilt: an index has a wheel, too. patches: applied exactly, below patches/. requires: everything that must be
-    installed to build; locked with hashes. unneeded: what these require and the build does without. environment: values
-    may hold placeholders (`Values`). config: settings of the build backend (PEP 517), with the same. variant: additions
-    for some targets. without: what the bundle leaves out. subdirectory: where its pyproject.toml is. all: the SMs of
-    `--sm all`. cuda: jobs need 8 GB each, and a CUDA toolchain; cuda_libraries: with NVIDIA's libraries. shared: folder
-    of objects, below the source, that builds for other Pythons go on with. disk, memory: bytes needed.
+    prebuilt: an index has a wheel, too; without one a bundle with `auto` does without what cannot be built here.
+    patches: applied exactly, below patches/. requires: everything that must be installed to build; locked with hashes.
+    unneeded: what these require and the build does without. glibc: N of the newest 2.N that their wheels may be for.
+    environment: values may hold placeholders (`Values`). config: settings of the build backend (PEP 517), with the
+    same. variant: additions for some targets. without: what the bundle leaves out. subdirectory: where its
+    pyproject.toml is. all: the SMs of `--sm all`. cuda: jobs need 8 GB each, and a CUDA toolchain; cuda_libraries: with
+    NVIDIA's libraries. shared: folder of objects, below the source, that builds for other Pythons go on with. disk,
+    memory: bytes needed.
     """
 
     requires: tuple[str, ...]
     unneeded: tuple[str, ...] = ()
+    glibc: int = 28
     when: Literal["always", "asked", "auto", "fallback"] = "always"
     prebuilt: bool = True
     sdist: bool = False
@@ -200,8 +203,8 @@ def build_faults(name: str, version: str | None, build: Build) -> Iterator[tuple
         yield from _environment_faults(f"variant[{number}].", name, one.environment)
     yield from _config_faults(build.config)
     yield from _name_faults(build)
-    if not build.prebuilt and build.when != "always":
-        yield "when", "must be 'always' where there is no prebuilt wheel to take instead"
+    if not build.prebuilt and build.when not in ("always", "auto"):
+        yield "when", "must be 'always' or 'auto' where there is no prebuilt wheel to take instead"
     for key in ("disk", "memory"):
         if getattr(build, key) < 0:
             yield key, "must be a number of bytes"

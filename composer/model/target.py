@@ -116,19 +116,24 @@ class Gpu:
 class Target:
     """What is built for, as opposed to the host, where it runs.
 
-    sm: GPU architecture as ten times the compute capability (9.0 is 90). cuda and python: `major.minor`.
+    sms: GPU architectures as ten times the compute capability (9.0 is 90); kept ascending, each once, so that equal
+    targets are equal however they were spelled. cuda and python: `major.minor`.
     """
 
-    sm: int
+    sms: tuple[int, ...]
     isa: str
     cuda: str
     python: str
     machine: str = "x86_64"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sms", tuple(sorted({*self.sms})))
+
     @property
     def slug(self) -> str:
-        """The part of a bundle's name that says what it is for: `python312-cuda12_8-sm90-avx512`."""
-        return f"python{self.python.replace('.', '')}-cuda{self.cuda.replace('.', '_')}-sm{self.sm}-{self.isa}"
+        """The part of a bundle's name that says what it is for: `python312-cuda12_8-sm90-avx512`; of two, `sm80_90`."""
+        python, cuda = self.python.replace(".", ""), self.cuda.replace(".", "_")
+        return f"python{python}-cuda{cuda}-{sm_label(self.sms)}-{self.isa}"
 
     @property
     def platforms(self) -> tuple[str, ...]:
@@ -201,10 +206,23 @@ def _meant_sm(text: str, targets: Targets) -> str:
 
 
 def parse_sms(text: str, targets: Targets) -> tuple[int, ...]:
-    """`90`, `80,9.0` as sorted architectures and `all` as none; RecipeError as of `parse_sm`."""
+    """`90`, `80,9.0`, `80+90` as sorted architectures and `all` as none; RecipeError with every fault of `parse_sm`."""
     if text.strip().lower() == "all":
         return ()
-    return tuple(sorted({parse_sm(one, targets) for one in text.split(",")}))
+    faults: list[RecipeError] = []
+    found = [tried(parse_sm, one, targets, faults) for one in re.split("[,+]", text)]
+    RecipeError.collect(faults)
+    return tuple(sorted({sm for sm in found if sm is not None}))
+
+
+def sm_label(sms: Iterable[int]) -> str:
+    """Architectures in a name, as the references spell them: `sm90`, `sm80_90`."""
+    return f"sm{'_'.join(map(str, sms))}"
+
+
+def sm_text(sms: Iterable[int | str]) -> str:
+    """Architectures in a sentence: `SM 90`, `SM 80, 90`; as words they may say more of themselves: `SM 90+PTX`."""
+    return f"SM {', '.join(map(str, sms))}"
 
 
 def parse_isa(text: str, targets: Targets) -> str:
@@ -276,15 +294,16 @@ def _unpunctuated(name: str) -> str:
 
 
 def target_faults(target: Target, targets: Targets) -> Iterator[RecipeError]:
-    """How a target contradicts itself, whatever the recipe: its GPU and its CPU, and its GPU and its CUDA."""
-    row = targets.sm.get(str(target.sm))
-    if row is None:
-        yield RecipeError(f"unknown GPU architecture '{target.sm}'", where="--sm", fix=_meant_sm("", targets))
-        return
-    if row.isas is not None and target.isa not in row.isas:
-        yield _other_cpu(" or ".join(row.gpus), target.isa, row.isas, targets)
-    if target.cuda in targets.cuda and not targets.codes(target.sm, target.cuda):
-        yield _not_emitted(target, row, targets)
+    """How a target contradicts itself, whatever the recipe: its GPUs and its CPU, and its GPUs and its CUDA."""
+    for sm in target.sms:
+        row = targets.sm.get(str(sm))
+        if row is None:
+            yield RecipeError(f"unknown GPU architecture '{sm}'", where="--sm", fix=_meant_sm("", targets))
+            continue
+        if row.isas is not None and target.isa not in row.isas:
+            yield _other_cpu(" or ".join(row.gpus), target.isa, row.isas, targets)
+        if target.cuda in targets.cuda and not targets.codes(sm, target.cuda):
+            yield _not_emitted(sm, target.cuda, row, targets)
 
 
 def gpu_faults(gpu: Gpu, isa: str, targets: Targets) -> Iterator[RecipeError]:
@@ -300,9 +319,9 @@ def _other_cpu(what: str, isa: str, runs: tuple[str, ...], targets: Targets) -> 
                        fix=f"Choose --isa {' or '.join(reversed(runs))}.")  # fmt: skip
 
 
-def _not_emitted(target: Target, row: Sm, targets: Targets) -> RecipeError:
-    releases = targets.releases(target.sm)
-    renamed = row.formerly and targets.codes(row.formerly, target.cuda)
-    why = f"CUDA {target.cuda} calls it sm_{row.formerly}; the first system for it has CUDA 13" if renamed else None
-    return RecipeError(f"CUDA {target.cuda} emits no code for SM {target.sm}", where="--sm", why=why,
+def _not_emitted(sm: int, cuda: str, row: Sm, targets: Targets) -> RecipeError:
+    releases = targets.releases(sm)
+    renamed = row.formerly and targets.codes(row.formerly, cuda)
+    why = f"CUDA {cuda} calls it sm_{row.formerly}; the first system for it has CUDA 13" if renamed else None
+    return RecipeError(f"CUDA {cuda} emits no code for SM {sm}", where="--sm", why=why,
                        fix=f"Choose a recipe of CUDA {' or '.join(releases)}." if releases else None)  # fmt: skip

@@ -18,6 +18,8 @@ from composer.model.target import (
     parse_isa,
     parse_sm,
     parse_sms,
+    sm_label,
+    sm_text,
     tried,
 )
 
@@ -51,14 +53,14 @@ class Variant:
     @property
     def name(self) -> str:
         """`sglang-python312-cuda12_8-sm90-avx512`; several SMs are `sm80_86`, and all are `all`."""
-        sms = f"sm{'_'.join(map(str, self.sms))}" if self.sms else ALL
+        sms = sm_label(self.sms) if self.sms else ALL
         cuda = self.cuda.replace(".", "_")
         return f"{self.stack}-python{self.python.replace('.', '')}-cuda{cuda}-{sms}-{self.isa}"
 
-    def target(self, sm: int, targets: Targets) -> Target:
-        """The target for one of its architectures. KeyError for an instruction set that is not one of `targets`."""
+    def target(self, targets: Targets) -> Target:
+        """The target, for no architecture yet if it is for all. KeyError for an instruction set that is not known."""
         machine = targets.isa[self.isa].machine
-        return Target(sm=sm, isa=self.isa, cuda=self.cuda, python=self.python, machine=machine)
+        return Target(sms=self.sms, isa=self.isa, cuda=self.cuda, python=self.python, machine=machine)
 
 
 def parse_variant(text: str, targets: Targets, known: Collection[str] = ()) -> Variant:
@@ -156,7 +158,7 @@ def _agreed(stated: dict[str, T | None], faults: list[RecipeError], show: Callab
 
 
 def _shown_sms(sms: tuple[int, ...]) -> str:
-    return f"SM {', '.join(map(str, sms))}" if sms else ALL
+    return sm_text(sms) if sms else ALL
 
 
 def variant_properties(sms: Sequence[int], cuda: str, isa: Isa | None) -> tuple[str, ...]:

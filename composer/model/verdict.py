@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from composer.errors import RecipeError
 from composer.model.recipe import Recipe
@@ -37,7 +37,7 @@ def judge(variant: Variant, recipes: Mapping[str, Recipe], targets: Targets) -> 
         one: recipe for one, recipe in recipes.items() if (recipe.name, recipe.cuda) == (variant.stack, variant.cuda)
     }
     if not offered:
-        own = [fault for sm in variant.sms for fault in target_faults(variant.target(sm, targets), targets)]
+        own = target_faults(variant.target(targets), targets)
         return Verdict(variant=variant, reasons=_once([_not_offered(variant, recipes), *own]), left_out={})
     verdicts = [_judge(variant, spelling, recipe, targets) for spelling, recipe in offered.items()]
     refused = Verdict(variant=variant, reasons=_once(fault for one in verdicts for fault in one.reasons), left_out={})
@@ -52,15 +52,35 @@ def recipe_for(variant: Variant, recipes: Mapping[str, Recipe], targets: Targets
 
 
 def _judge(variant: Variant, spelling: str, recipe: Recipe, targets: Targets) -> Verdict:
-    wanted = variant.sms or tuple(sorted({*map(int, targets.sm), *recipe.sm}))
-    faults = {sm: _once(faults_of(recipe, variant.target(sm, targets), targets)) for sm in wanted}
+    found = serving(recipe, variant.target(targets), targets)
+    if found.reasons:
+        return Verdict(variant=variant, reasons=found.reasons, left_out={})
+    return Verdict(variant=variant, recipe=spelling, sms=found.sms, left_out=found.left_out)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """Which of a target's architectures a recipe composes in one bundle; none, for these `reasons`.
+
+    left_out: where the target is for all that the recipe serves, why the others are not among them.
+    """
+
+    sms: tuple[int, ...] = ()
+    reasons: tuple[RecipeError, ...] = ()
+    left_out: Mapping[int, tuple[RecipeError, ...]]
+
+
+def serving(recipe: Recipe, target: Target, targets: Targets) -> Serving:
+    """What a recipe composes of a target: all of its architectures or none; without any, all that the recipe serves."""
+    wanted = target.sms or tuple(sorted({*map(int, targets.sm), *recipe.sm}))
+    faults = {sm: _once(faults_of(recipe, replace(target, sms=(sm,)), targets)) for sm in wanted}
     served = tuple(sm for sm in wanted if not faults[sm])
     refused = {sm: found for sm, found in faults.items() if found}
-    if not served or (variant.sms and refused):
+    if not served or (target.sms and refused):
         # Of an architecture that the recipe does not claim, nothing is told that is not asked for.
-        told = variant.sms or recipe.sm
-        return Verdict(variant=variant, reasons=_once(one for sm in told for one in faults[sm]), left_out={})
-    return Verdict(variant=variant, recipe=spelling, sms=served, left_out=refused)
+        told = target.sms or recipe.sm
+        return Serving(reasons=_once(one for sm in told for one in faults[sm]), left_out={})
+    return Serving(sms=served, left_out=refused)
 
 
 def faults_of(recipe: Recipe, target: Target, targets: Targets) -> Iterator[RecipeError]:
@@ -135,7 +155,7 @@ def _drivers(sm: int, targets: Targets) -> dict[str, str]:
 
 
 def _offer(sm: int, gpu: Gpu | None, spelling: str, recipe: Recipe, targets: Targets) -> Offer:
-    made = [Target(sm=sm, isa=name, cuda=recipe.cuda, python=recipe.pythons[0], machine=isa.machine)
+    made = [Target(sms=(sm,), isa=name, cuda=recipe.cuda, python=recipe.pythons[0], machine=isa.machine)
             for name, isa in targets.isa.items() if isa.machine in recipe.machines]  # fmt: skip
     faults = [(target.machine, _once(_target_faults(recipe, target, gpu, targets))) for target in made]
     machines = tuple(dict.fromkeys(machine for machine, found in faults if not found))

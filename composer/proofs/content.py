@@ -27,7 +27,7 @@ from composer.proofs.files import (
     read_recorded,
 )
 from composer.proofs.ledger import Declared, Row, check_ledger, check_requirements, ledger, left_out, read_declared
-from composer.proofs.modules import Left, check_losses, check_modules
+from composer.proofs.modules import Left, check_losses, check_modules, check_programs
 from composer.proofs.offline import check_offline
 
 _INFO = ".dist-info/"
@@ -90,15 +90,17 @@ class Composed:
     modules that must import. hooks: names of `.pth` files that the recipe allows, beside those that the layers' changes
     list as `pth`. runtime: what the stack makes where it serves. imports_of: in place of the contents' imports, for who
     reads sources only when they are asked for; what modules that nothing reaches would need is then not told.
+    programs: the modules of entry points, by the paths of programs, which need not all be there.
     """
 
     layers: Sequence[Layer]
     contents: Mapping[str, Content]
     environment: Mapping[str, str]
-    sm: int
+    sms: Sequence[int]
     roots: Sequence[str]
     hooks: Collection[str] = ()
     runtime: Sequence[RuntimeWork] = ()
+    programs: Mapping[str, str] = field(default_factory=dict)
     imports_of: Callable[[str], SourceImports | None] | None = field(default=None, repr=False)
 
     @property
@@ -136,7 +138,9 @@ class Composed:
         left = Left(dropped=left_out(self.rows), pruned=pruned)
         if self.imports_of:
             return check_modules(tree, self.imports_of, self.roots, left)
-        return (*check_modules(tree, known.get, self.roots, left), *check_losses(tree, known, left))
+        programs = {path: module for path, module in self.programs.items() if path in self.entries}
+        return (*check_modules(tree, known.get, self.roots, left), *check_losses(tree, known, left),
+                *check_programs(tree, known.get, programs, left))  # fmt: skip
 
     def _files(self) -> Iterator[Finding]:
         links = {path: entry.target for path, entry in self.entries.items() if entry.target is not None}
@@ -150,7 +154,7 @@ class Composed:
 
     def _offline(self) -> tuple[Finding, ...]:
         names = {layer.name for layer in self.layers}
-        return check_offline(self.runtime, self.entries, names, sm=self.sm, python=self.python)
+        return check_offline(self.runtime, self.entries, names, sms=self.sms, python=self.python)
 
     @property
     def _pth(self) -> dict[str, bytes]:

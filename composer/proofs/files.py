@@ -89,6 +89,20 @@ def check_entries(entries: Iterable[Entry], tree: Tree) -> tuple[Finding, ...]:
     return tuple(finding for entry in entries for finding in _check_entry(entry, tree))
 
 
+def check_mode(path: str, mode: int, listed: int) -> tuple[Finding, ...]:
+    """What an unpacked file's mode gives to others, or no longer gives to its owner, unlike the one that is listed.
+
+    Rights that a umask took from others are no fault.
+    """
+    faults = [f"mode {mode:04o}: {what}" for bits, what in _BAD_BITS if mode & bits & ~listed]
+    if listed & 0o100 and not mode & 0o100:
+        faults.append(f"mode {mode:04o}: it cannot be run")
+    return tuple(
+        Finding(id="files.mode", severity="error", subject=path, evidence=fault, fix="Unpack the bundle again.")
+        for fault in faults
+    )
+
+
 def check_machine(objects: Mapping[str, Elf], machine: str) -> tuple[Finding, ...]:
     """Programs and libraries for other processors than `machine`, by path; no host of the bundle can load them.
 

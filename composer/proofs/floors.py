@@ -6,10 +6,11 @@ Wheel tags do not tell: sgl-kernel 0.3.21 is tagged manylinux2014 and needs GLIB
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from composer.formats.elf import Elf
 from composer.model.finding import Finding
+from composer.model.host_floor import HostFloor
 from composer.model.manifest import Floor
 from composer.model.target import Drivers
 from composer.proofs.closure import floors as version_floors
@@ -36,15 +37,45 @@ def host_floors(
     kernels: the oldest Linux by the ABI notes of those that have one (`formats.notes`).
     ptx: libraries that the target needs and from which the driver compiles PTX: it must be of that CUDA's own branch.
     """
-    lasting = {path: elf for path, elf in objects.items() if not path.startswith(_FALLBACK)}
-    found = version_floors(lasting)
+    return file_floors(objects, kernels) | _driver_floors(_lasting(objects), drivers, cuda, ptx)
+
+
+def file_floors(objects: Mapping[str, Elf], kernels: Mapping[str, tuple[int, int, int]]) -> dict[str, Floor]:
+    """What the files ask for by themselves: glibc, libstdc++ and kernel. Arguments as of `host_floors`."""
+    found = version_floors(_lasting(objects))
     rows = (("glibc", found.glibc), ("libstdc++ GLIBCXX", found.glibcxx), ("libstdc++ CXXABI", found.cxxabi))
     floors = {name: Floor(version=str(one), because=one.setters[0]) for name, one in rows if one}
     programs = {path: version for path, version in kernels.items() if not path.startswith(_FALLBACK)}
     if programs:
         newest = min(programs, key=lambda path: (*(-number for number in programs[path]), path))
         floors["kernel"] = Floor(version=".".join(map(str, programs[newest])), because=newest)
-    return floors | _driver_floors(lasting, drivers, cuda, ptx)
+    return floors
+
+
+def check_listed(listed: Mapping[str, Floor], wanted: Mapping[str, Floor]) -> tuple[Finding, ...]:
+    """An error for each floor that a manifest lists too low, or not at all: a host below it would not be refused.
+
+    wanted: what the files ask for (`file_floors`).
+    """
+    lacking = {
+        name: one for name, one in wanted.items()
+        if name not in listed or _numbers(listed[name].version) < _numbers(one.version)
+    }  # fmt: skip
+    return tuple(
+        Finding(
+            id="floors.manifest", severity="error", subject=one.because, fix="Build the bundle again.",
+            evidence=f"needs {name} {one.version}, the manifest says {listed[name].version if name in listed else '-'}",
+        )
+        for name, one in lacking.items()
+    )  # fmt: skip
+
+
+def _lasting(objects: Mapping[str, Elf]) -> dict[str, Elf]:
+    return {path: elf for path, elf in objects.items() if not path.startswith(_FALLBACK)}
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
 
 
 def cpu_floor(features: Sequence[str], built: Sequence[str]) -> dict[str, Floor]:
@@ -60,6 +91,11 @@ def sm_floor(sms: Sequence[int], libraries: Sequence[str], *, ptx: bool) -> dict
     """The GPU's: `90`, or `90+PTX` where later ones compile. libraries: those that the targets need."""
     version = " ".join(f"{sm}{'+PTX' if ptx else ''}" for sm in sms)
     return {"SM": Floor(version=version, because=libraries[0])} if libraries else {}
+
+
+def stated_floors(stated: Sequence[HostFloor], sms: Collection[int]) -> dict[str, Floor]:
+    """What the recipe asks of hosts with these GPUs beside what the files do."""
+    return {one.name: Floor(version=one.version, because=one.reason) for one in stated if one.applies(sms)}
 
 
 def render_floors(bundle: str, floors: Mapping[str, Floor]) -> bytes:
@@ -78,7 +114,7 @@ def check_host(floors: Mapping[str, Floor], host: Mapping[str, str]) -> tuple[Fi
     )  # fmt: skip
 
 
-_IDS = {"CPU": "cpu", "libstdc++ GLIBCXX": "libstdcxx"}
+_IDS = {"CPU": "cpu", "libstdc++ GLIBCXX": "libstdcxx", "L4T": "l4t"}
 
 
 def _driver_floors(objects: Mapping[str, Elf], drivers: Drivers, cuda: str,

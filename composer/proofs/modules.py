@@ -74,6 +74,31 @@ def check_modules(
     return tuple(_finding(tree, step, left) for step in steps if _is_missing(tree, step, left, editors))
 
 
+def check_programs(
+    tree: PythonTree, imports_of: Callable[[str], SourceImports | None], programs: Mapping[str, str], left: Left
+) -> tuple[Finding, ...]:
+    """A warning for each program that can only end in an error: its module, or one that it imports, is not there.
+
+    programs: the module of each one's entry point, by the program's path.
+    """
+    found = []
+    for path, module in sorted(programs.items()):
+        editors: set[str] = set()
+        steps = list(_reached(tree, imports_of, [module], editors))
+        missing = next((step for step in steps if _is_missing(tree, step, left, editors)), None)
+        if missing is None and not tree.has(module):
+            missing = _Step(module=module)
+        if missing:
+            chain = " > ".join(one.module for one in missing.chain())
+            found.append(Finding(
+                id="imports.program", severity="warning", subject=path,
+                evidence=f"ends in an error: {missing.module} is not in the bundle: {chain}"
+                         f"{_cause(missing.module, left)[0]}",
+                fix=f"Prune {path} of its component, or add what it needs.",
+            ))  # fmt: skip
+    return tuple(found)
+
+
 def check_losses(tree: PythonTree, imports: Mapping[str, SourceImports], left: Left) -> tuple[Finding, ...]:
     """What leaving out a distribution costs: a note for each that some source cannot be imported without.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from composer.model.finding import Finding
 from composer.model.globs import matches
@@ -10,9 +10,9 @@ from composer.model.runtime import NETWORK, RuntimeWork
 
 
 def check_offline(
-    rows: Iterable[RuntimeWork], paths: Collection[str], stack: Collection[str], *, sm: int, python: str
+    rows: Iterable[RuntimeWork], paths: Collection[str], stack: Collection[str], *, sms: Sequence[int], python: str
 ) -> tuple[Finding, ...]:
-    """One finding for each row that holds for the target, in their order, but for what was made ahead.
+    """One finding for each row that holds for any of the SMs, in their order, but for what was made ahead.
 
     An error, when plain serving needs what the bundle does not hold, or a warning, when there is another way to serve;
     a note, when only who asks for something does, or when all that is needed is there. paths: all files of the bundle;
@@ -22,7 +22,7 @@ def check_offline(
     return tuple(
         _finding(row, sorted(_lacking(row, paths, site)))
         for row in rows
-        if row.applies(sm) and row.of in stack and not _is_made(row, paths, site)
+        if any(map(row.applies, sms)) and row.of in stack and not _is_made(row, paths, site)
     )
 
 

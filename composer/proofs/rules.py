@@ -219,8 +219,9 @@ def _plus_one(left: Any, right: Any) -> bool | None:  # noqa: ANN401
 
 
 def _subset(left: Any, right: Any) -> bool | None:  # noqa: ANN401
-    lists = isinstance(left, list | tuple) and isinstance(right, list | tuple)
-    return set(left) <= set(right) if lists else None
+    several = [left] if isinstance(left, str) else left
+    lists = isinstance(several, list | tuple) and isinstance(right, list | tuple)
+    return set(several) <= set(right) if lists else None
 
 
 def _level(value: object) -> int | None:

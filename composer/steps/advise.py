@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ from composer.model.profile import SERVER, Profile, nearest, parse_profiles
 from composer.model.rule import UNSET, RuleBook, Tables, Value, field_fault, is_value, parse_rules, parse_tables
 from composer.proofs.launch import Launch, check_flags, check_variables, read_plainly
 from composer.proofs.rules import Context, Outcome, judge
+from composer.runtime.gpu import runs
 from composer.steps.facts import OF_FILES, Values, here_values, host_values, launch_values, manifest_values
 from composer.steps.load import data_root, load_targets
 from composer.steps.stack import Stack, open_stack
@@ -192,24 +193,60 @@ def parse_given(words: Sequence[str]) -> Values:
 
 
 def advise(book: RuleBook, request: Request) -> Advice:
-    """Every verdict on a bundle's stack, a host, and a command. VerifyError where the bundle cannot be read."""
+    """Every verdict on a bundle's stack, a host, and a command. VerifyError where the bundle cannot be read.
+
+    A bundle for several architectures is judged for each that a GPU of the host makes use of, or for all where there is
+    no telling; of a rule's verdicts the worst counts.
+    """
     values: Values = {}
     findings: Sequence[Finding] = ()
     command, unknown = request.command, {"build", "k8s"} if request.command else {*UNSET}
-    if request.stack:
-        values |= manifest_values(request.stack.manifest, load_targets())
     if command:
         launch = _launch(command, request.stack)
         findings = [*launch.findings, *_variables(command, request.stack, book.tables)]
         values |= launch_values(command.argv, command.environment, launch.values, book.tables)
         unknown |= {name for name in OF_FILES if name not in values}
-    if request.host:
-        values |= host_values(request.host, values.get("target.sm"), command.environment if command else {})
     if request.here:
         values |= here_values(values)
     unknown -= {field.partition(".")[0] for field in request.given}
-    context = Context(values=values | dict(request.given), unknown=frozenset(unknown))
-    return Advice(outcomes=judge(book, context, phases=request.phases), findings=findings, values=context.values)
+    contexts = [Context(values=values | more | dict(request.given), unknown=frozenset(unknown))
+                for more in _used(request, list(_targets(request)))]  # fmt: skip
+    verdicts = zip(*(judge(book, one, phases=request.phases) for one in contexts), strict=True)
+    return Advice(outcomes=[_worst(one) for one in verdicts], findings=findings, values=_merged(contexts))
+
+
+def _targets(request: Request) -> Iterator[Values]:
+    """What bundle and host tell, for each architecture of the bundle; once where there is none."""
+    environment = request.command.environment if request.command else {}
+    for sm in request.stack.manifest.sms if request.stack else (None,):
+        found: Values = {}
+        if request.stack and sm is not None:
+            found |= manifest_values(request.stack.manifest, load_targets(), sm)
+            methods = request.stack.quant_methods
+            found |= {"stack.quant_methods": methods} if methods else {}
+        if request.host:
+            found |= host_values(request.host, sm, environment)
+        yield found
+
+
+def _used(request: Request, tried: list[Values]) -> list[Values]:
+    """Those of a GPU's own architecture, or else of one whose code it runs; all where that is not known, or none is."""
+    pairs = [(one, one.get("target.sm"), request.given.get("host.sm", one.get("host.sm"))) for one in tried]
+    known = [(one, built, has) for one, built, has in pairs if isinstance(built, int) and isinstance(has, int)]
+    exact = [one for one, built, has in known if built == has]
+    return exact or [one for one, built, has in known if runs(has, built, ptx=False)] or tried
+
+
+def _worst(outcomes: Sequence[Outcome]) -> Outcome:
+    order = ("ok", "unknown", "violated")
+    return max(outcomes, key=lambda one: (order.index(one.verdict), one.applies is not False))
+
+
+def _merged(contexts: Sequence[Context]) -> Mapping[str, Value | None]:
+    """The facts of all contexts; what differs is a list."""
+    first, *others = (one.values for one in contexts)
+    differing = [name for name, value in first.items() if any(one.get(name) != value for one in others)]
+    return {**first, **{name: [str(one.values.get(name)) for one in contexts] for name in differing}}
 
 
 def open_for(path: Path, command: Command | None) -> Stack:

@@ -94,7 +94,7 @@ def estimate_build(job: Job) -> Estimate:
 
 def share_done(job: Job) -> float:
     """How much of a build an earlier run has done: 1.0 when its wheel is there, else as far as ninja told."""
-    if find_built(job.store, job.key):
+    if find_built(job):
         return 1.0
     if not (job.folder.is_dir() and job.log.is_file()):
         return 0.0
@@ -119,7 +119,7 @@ def consider(job: Job, seconds: float) -> Decision:
 
     What is known at once is looked at first, and last whether a server has the source.
     """
-    if find_built(job.store, job.key):
+    if find_built(job):
         return Decision(build=True, reason="it was built before")
     expected = estimate_build(job)
     reason = _too_small(job, expected) or _too_long(expected, seconds) or _out_of_reach(job)

@@ -21,13 +21,15 @@ from composer.model.layer import Layer
 from composer.model.lock import LockedPackage
 from composer.model.manifest import HOST, Check, Manifest, fingerprint_of
 from composer.model.plan import BuiltFacts, LeftOut, PlannedLayer, Summary, WheelPlan
+from composer.model.target import sm_text
 from composer.model.variant import variant_properties
 from composer.proofs.content import Content
+from composer.steps.artifact import artifact_path
 from composer.steps.base import InterpreterFacts, compiler, interpreter_layer, own_layer
 from composer.steps.bundle import Bundle, open_bundle
 from composer.steps.edit import Tools, write_wheel
-from composer.steps.fetch import Fetched, FetchEvent, artifact_path, fetch
-from composer.steps.imported import SKIPPED, check_packed
+from composer.steps.fetch import Fetched, FetchEvent, fetch
+from composer.steps.imported import SKIPPED, check_packed, require_room
 from composer.steps.layer import LayerWriter, find_layer, stored_layer
 from composer.steps.outline import Outline
 from composer.steps.own import debian_mirrors, own_files, releases, tools_here
@@ -76,7 +78,8 @@ class Prepared:
 
     keys: of all layers, in the order of the bundle: the interpreter, the wheels, the largest first, so that packing can
     follow composing, and the bundle's own files. known: the layers that the store has. sizes: bytes of each wheel's
-    files, by key.
+    files, by key. lasting: of those, at least so many are in the bundle: files that are neither dropped nor cut.
+    programs: the module of every console script, by its path.
     """
 
     outline: Outline
@@ -88,6 +91,8 @@ class Prepared:
     keys: tuple[str, ...]
     known: Mapping[str, Layer | None]
     sizes: Mapping[str, int]
+    lasting: Mapping[str, int]
+    programs: Mapping[str, str]
     left_out: tuple[LeftOut, ...]
     warnings: tuple[str, ...]
 
@@ -138,7 +143,7 @@ def fetch_some(packages: Sequence[LockedPackage], outline: Outline, store: Store
 def at_hand(outline: Outline, store: Store, settings: Settings) -> bool:
     """Whether everything that a build cannot do without is here: nothing to download, nothing to compile."""
     local = {digest: file.path for digest, file in outline.local_files().items()}
-    return is_built(outline.sourcing, store) and all(
+    return is_built(outline.sourcing) and all(
         any(place.is_file() for place in (artifact_path(store.root, artifact), local.get(artifact.sha256, Path()),
                                           *(folder / artifact.filename for folder in settings.wheelhouses)))
         for package in sources(outline) if not package.optional for artifact in package.artifacts
@@ -185,6 +190,7 @@ def prepare(outline: Outline, store: Store, settings: Settings, options: Options
     ours += stub_files(outline, wheels, surveys, store)
     own_key, own = own_layer(store, ours, outline.interpreter, interpreter, options)
     sizes = {name: sum(file.member.size for file in survey.files) for name, survey in surveys.items()}
+    lasting = {draft.name: _lasting(draft, surveys[draft.name]) for draft in drafts}
     plan = plan_wheels(outline, drafts, surveys, facts, [*interpreter.files, *own], options)
     keyed = {
         wheel_key(wheel): wheel for wheel in sorted(plan.wheels, key=lambda wheel: (-sizes[wheel.name], wheel.name))
@@ -198,7 +204,9 @@ def prepare(outline: Outline, store: Store, settings: Settings, options: Options
         outline=outline, options=options, fetched=fetched, interpreter=interpreter, plan=plan, wheels=keyed,
         keys=keys,
         known=_all_known(store, keys, keyed),
-        sizes={key: sizes[wheel.name] for key, wheel in keyed.items()}, left_out=(*outline.left_out, *left_out),
+        sizes={key: sizes[wheel.name] for key, wheel in keyed.items()},
+        lasting={key: lasting[wheel.name] for key, wheel in keyed.items()}, left_out=(*outline.left_out, *left_out),
+        programs={f"bin/{one.name}": one.module for survey in surveys.values() for one in survey.scripts},
         warnings=(*_private_warnings(options), *outline.warnings, *interpreter.warnings, *_plan_warnings(plan)),
     )  # fmt: skip
 
@@ -208,6 +216,11 @@ def wanted_objects(draft: WheelPlan, survey: Survey, wheel: WheelFile) -> Wanted
     files = [file for file in kept_files(draft, survey) if file.is_elf and not file.cubin]
     slimmed = frozenset(file.path for file in files if draft.slim and draft.slim.covers(file.path))
     return Wanted(wheel=wheel, files=files, stays=draft.untouched is not None, slimmed=slimmed)
+
+
+def _lasting(draft: WheelPlan, survey: Survey) -> int:
+    files = (file for file in kept_files(draft, survey) if not (draft.slim and draft.slim.covers(file.path)))
+    return sum(file.member.size for file in files)
 
 
 def _wheel_file(fetched: Fetched, package: LockedPackage) -> WheelFile:
@@ -250,8 +263,9 @@ def summarise(prepared: Prepared, output: Path) -> Summary:
     return Summary(
         name=outline.name, recipe=f"{outline.recipe.name} {outline.recipe.version}", lock=outline.lock.filename,
         target=target_facts(outline), interpreter=outline.interpreter.label, torch=_torch(prepared), layers=layers,
-        built=built_facts(outline),
-        stubs=[one.summary for one in outline.recipe.stub], left_out=prepared.left_out, warnings=prepared.warnings,
+        built=built_facts(outline), inputs=[one.facts for one in outline.inputs],
+        stubs=[one.summary for one in outline.recipe.stub], not_served=outline.not_served,
+        left_out=prepared.left_out, warnings=prepared.warnings,
         fingerprint=_fingerprint(prepared), output=str(output),
         up_to_date=_packed(prepared, output) is not None,
     )  # fmt: skip
@@ -271,7 +285,7 @@ def built_facts(outline: Outline) -> list[BuiltFacts]:
 def _torch(prepared: Prepared) -> str:
     """How PyTorch was had, and for which GPUs."""
     slim = any(wheel.name == "torch" and wheel.slim for wheel in prepared.wheels.values())
-    gpus = f"slimmed to SM {prepared.outline.target.sm}" if slim else "all its GPU architectures"
+    gpus = f"slimmed to {sm_text(prepared.outline.target.sms)}" if slim else "all its GPU architectures"
     return f"{prepared.outline.torch}; {gpus}"
 
 
@@ -285,7 +299,7 @@ def _recipe_facts(outline: Outline) -> dict[str, str]:
 def target_facts(outline: Outline) -> dict[str, str]:
     """The target as plain text."""
     target = outline.target
-    return {"sm": str(target.sm), "isa": target.isa, "cuda": target.cuda, "python": target.python,
+    return {"sm": " ".join(map(str, target.sms)), "isa": target.isa, "cuda": target.cuda, "python": target.python,
             "machine": target.machine}  # fmt: skip
 
 
@@ -300,6 +314,7 @@ def build(prepared: Prepared, store: Store, settings: Settings, output: Path, li
             proofs.of_imports(open_bundle(output))
             return Built(path=output, digest=read_checksum(output), manifest=manifest, up_to_date=True,
                          findings=tuple(proofs.findings))  # fmt: skip
+        proofs.require_room()
         with contextlib.closing(_ready_layers(prepared, store, settings, listener)) as ready:
             digest, manifest = pack(store, ready, proofs.manifest, output, mtime=prepared.options.mtime,
                                     listener=listener, accept=proofs.of_imports)  # fmt: skip
@@ -441,16 +456,23 @@ class _Proofs:
         """Requirements, imports, files, what is made on the host. The interpreter and the own files tell nothing."""
         keyed = zip(self.prepared.keys, manifest.layers, strict=True)
         contents = {layer.name: self.store.load(_CONTENT, key, Content) or Content() for key, layer in keyed}
-        return self._found(prove_content(manifest, contents))
+        return self._found(prove_content(manifest, contents, programs=self.prepared.programs))
+
+    def require_room(self) -> None:
+        """Fail before hours of work, not after, where the bundle cannot be unpacked for its imports."""
+        layers = [layer for layer in self.prepared.known.values() if layer]
+        manifest = _manifest(self.prepared, layers)
+        if self.settings.imports and self._imported(_imports_key(manifest)) is None:
+            missing = sum(self.prepared.lasting[key] for key, layer in self.prepared.known.items() if layer is None)
+            require_room(manifest, self.store, sum(layer.size for layer in layers) + missing)
 
     def of_imports(self, bundle: Bundle) -> None:
         """Every module of the recipe imports; asked once of the same content."""
         if not self.settings.imports:
             return
         manifest = bundle.manifest
-        key = key_of("imports", _IMPORTS_VERSION, fingerprint=manifest.fingerprint,
-                     checks=[msgspec.to_builtins(one) for one in manifest.checks])  # fmt: skip
-        known = self.store.load("imports", key, tuple[Finding, ...])
+        key = _imports_key(manifest)
+        known = self._imported(key)
         found = self._found(known if known is not None else check_packed(
             bundle, self.store, jobs=self.settings.jobs, listener=self.listener))  # fmt: skip
         # What imports a bundle without a Python of its own is this machine's, which may change.
@@ -458,10 +480,18 @@ class _Proofs:
         if known is None and lasting:
             self.store.save("imports", key, found)
 
+    def _imported(self, key: str) -> tuple[Finding, ...] | None:
+        return self.store.load("imports", key, tuple[Finding, ...])
+
     def _found(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
         refuse_findings(findings)
         self.findings.extend(findings)
         return tuple(findings)
+
+
+def _imports_key(manifest: Manifest) -> str:
+    checks = [msgspec.to_builtins(one) for one in manifest.checks]
+    return key_of("imports", _IMPORTS_VERSION, fingerprint=manifest.fingerprint, checks=checks)
 
 
 def _manifest(prepared: Prepared, layers: list[Layer]) -> Manifest:
@@ -478,11 +508,12 @@ def _manifest(prepared: Prepared, layers: list[Layer]) -> Manifest:
     return Manifest(
         name=outline.name, fingerprint=fingerprint_of(layers), composer=composer.__version__,
         recipe=_recipe_facts(outline), lock=outline.lock.recipe, target=target_facts(outline),
-        properties=variant_properties([target.sm], target.cuda, isa),
+        properties=variant_properties(target.sms, target.cuda, isa),
         python=prepared.interpreter.version, interpreter=outline.interpreter.label, torch=_torch(prepared),
         built=built_facts(outline), slim=prepared.options.slim,
         serve=recipe.serve, as_of=recipe.as_of.strftime("%Y-%m-%dT%H:%M:%SZ"), floors=floors,
         host_libraries=prepared.plan.host_libraries, coverage=coverage_rules(outline), checks=checks,
         dlopen=dlopen_rules(outline), runtime=[row for row in recipe.runtime if row.of in names],
+        inputs=[one.facts for one in outline.inputs],
         left_out=prepared.left_out, warnings=prepared.warnings, layers=layers,
     )  # fmt: skip

@@ -215,7 +215,8 @@ class _Distribution:
         for one in entry_points(self._wheel):
             if one.group in ("console_scripts", "gui_scripts"):
                 launcher = script_launcher(one.module, one.attribute)
-                yield _File(path=f"bin/{one.name}", mode=0o755, content=launcher)
+                if not self._pruned(f"bin/{one.name}", len(launcher)):
+                    yield _File(path=f"bin/{one.name}", mode=0o755, content=launcher)
 
     def _check_pth(self, files: Mapping[str, _File]) -> None:
         """A `.pth` file runs at every start, so the recipe must name its very bytes."""

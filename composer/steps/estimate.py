@@ -10,9 +10,9 @@ from composer.errors import ComposerError
 from composer.events import Listener, silent
 from composer.model.estimate import Estimate, Machine, Work, build_work, estimate
 from composer.model.lock import Artifact
+from composer.steps.artifact import artifact_path
 from composer.steps.budget import load_records, machine_here, records_here, share_done
 from composer.steps.build import Settings, at_hand, build_sources, prepare, sources, summarise
-from composer.steps.fetch import artifact_path
 from composer.steps.outline import Outline
 from composer.steps.plan import Options
 from composer.steps.source import Job
@@ -73,12 +73,12 @@ def _build_works(decided: Outline, site: Site) -> Iterator[Work]:
         yield _build_work(job, site)
     for name in site.source:
         component = decided.recipe.component_of(name)
-        yield build_work(component, decided.target, (decided.target.sm,), jobs=site.jobs)
+        yield build_work(component, decided.target, jobs=site.jobs)
 
 
 def _build_work(job: Job, site: Site) -> Work:
     here = site.machine is None
-    return build_work(job.request.component, job.request.target, job.request.gpus, jobs=job.jobs if here else site.jobs,
+    return build_work(job.request.component, job.request.target, jobs=job.jobs if here else site.jobs,
                       done=share_done(job) if here else 0.0)  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def _toolchains(decided: Outline, store: Store, site: Site, builds: Iterable[Wor
             continue
         target = decided.target
         try:
-            choice = choose_toolchain(target.cuda, one.sms or (target.sm,), target.machine, store,
+            choice = choose_toolchain(target.cuda, one.sms or target.sms, target.machine, store,
                                       libraries=one.build.cuda_libraries)  # fmt: skip
         except ComposerError as fault:
             notes.append(f"{one.what}: {fault.what} on this machine")

@@ -17,7 +17,8 @@ from typing import Any, Final
 from composer.model.manifest import Manifest
 from composer.model.rule import Tables, Value
 from composer.model.target import Targets
-from composer.runtime.devices import visible
+from composer.runtime.host.devices import visible
+from composer.runtime.serve.quantization import method
 
 Values = dict[str, Value | None]
 
@@ -30,18 +31,21 @@ _STACK: Final = {
     "sgl_kernel": ("sgl-kernel", "sglang-kernel"),
 }  # fmt: skip
 #: What only a folder with the model's files tells for certain.
-OF_FILES: Final = ("model.local", "model.multimodal", "model.tokenizer_class", "model.quant")
+OF_FILES: Final = ("model.local", "model.multimodal", "model.tokenizer_class", "model.quant", "model.quant_method")
 
 
-def manifest_values(manifest: Manifest, targets: Targets) -> Values:
-    """What a bundle's manifest tells: its target, its stack, its floors. What a stack lacks is known to be unset."""
+def manifest_values(manifest: Manifest, targets: Targets, sm: int) -> Values:
+    """What a bundle's manifest tells: its target, its stack, its floors. What a stack lacks is known to be unset.
+
+    sm: which of the bundle's architectures is looked at.
+    """
     target, versions = manifest.target, {one.name: one.version for one in manifest.layers}
     isa = targets.isa.get(target["isa"])
     majors = sorted({int(found[1]) for name in versions if (found := _CUDA_MAJOR.fullmatch(name))})
     cudnn = next((name for name in versions if name.startswith("nvidia-cudnn-cu")), None)
     floor = manifest.floors.get("glibc")
     values: Values = {
-        "target.sm": int(target["sm"]), "target.arch": target["sm"], "target.isa": target["isa"],
+        "target.sm": sm, "target.arch": str(sm), "target.isa": target["isa"],
         "target.cuda": target["cuda"], "target.cuda_major": int(target["cuda"].partition(".")[0]),
         "target.platform": target["machine"], "target.l4t": None, "target.gpu": None,
         "manifest.fingerprint": manifest.fingerprint,
@@ -88,6 +92,7 @@ def model_folder_values(folder: Path) -> Values:
     return {
         "model.local": True, "model.multimodal": "vision_config" in config,
         "model.quant": next((name for name, is_it in found.items() if is_it), None),
+        "model.quant_method": method(config) or None,
         "model.tokenizer_class": tokenizer if isinstance(tokenizer, str) else None,
     }  # fmt: skip
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from composer import _proc
 from composer.errors import ComposerError, HostError
 from composer.model.manifest import Floor, Manifest
+from composer.model.target import sm_text
 from composer.proofs.floors import check_host
 from composer.runtime import floors as runtime
 from composer.runtime import gpu
@@ -65,9 +66,10 @@ def _foreign_gpus(name: str, floor: Floor | None) -> list[HostError]:
     """None of a host's GPUs is the bundle's; empty where one is, or none is seen or to be used."""
     if floor is None or os.environ.get("CUDA_VISIBLE_DEVICES") in _NO_GPU or not (present := gpu.gpus()):
         return []
-    built = [one.partition("+") for one in floor.version.split()]
+    words = floor.version.split()
+    built = [one.partition("+") for one in words]
     if any(gpu.runs(sm, int(own), ptx=bool(ptx)) for _, sm in present for own, _, ptx in built):
         return []
     shown = ", ".join(f"{label} (SM {sm})" for label, sm in dict.fromkeys(present))
-    return [HostError(f"the bundle holds GPU code for SM {floor.version}; this host has {shown}", where=name,
+    return [HostError(f"the bundle holds GPU code for {sm_text(words)}; this host has {shown}", where=name,
                       fix=f"Use one built with --sm {present[0][1]}; --any-host unpacks it all the same.")]  # fmt: skip

@@ -1,6 +1,6 @@
 """Pack a model into one archive for hosts without a network, and put such an archive into a bundle's folder.
 
-The format is `runtime.model_archive`'s. Its bytes are a function of the model's files alone.
+The format is `composer.runtime.model.archive`'s. Its bytes are a function of the model's files alone.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from composer.errors import HostError, RecipeError, VerifyError
 from composer.events import Event, Listener
 from composer.formats import tar
 from composer.model.manifest import FINGERPRINT_PATH
-from composer.runtime.hub import main_revision
-from composer.runtime.model_archive import HUB, Added, ArchiveError, cache_folder, repository
-from composer.runtime.model_archive import add as add_stream
-from composer.runtime.resolve import Place
-from composer.runtime.snapshot import SUMS, blob_digest, faults, model_files
+from composer.runtime.model.archive import HUB, Added, ArchiveError, cache_folder, repository
+from composer.runtime.model.archive import add as add_stream
+from composer.runtime.model.hub import main_revision
+from composer.runtime.model.place import Place
+from composer.runtime.model.snapshot import SUMS, blob_digest, faults, model_files
 
 _CHUNK = 8 << 20
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -91,8 +91,10 @@ def bundle_model(source: Source, output: Path, *, name: str, jobs: int, listener
     """Check a model and write its archive: compressed when `output` ends in .zst.
 
     name: ORG/NAME, for a folder that does not tell; RecipeError without any. VerifyError for a model that is not whole,
-    or that changes meanwhile; HostError for what cannot be read or written.
+    or that changes meanwhile; HostError for what cannot be read or written, or a folder that is not there.
     """
+    if not output.parent.is_dir():
+        raise HostError("there is no such folder", where=str(output.parent), fix="Make it, or name another with -o.")
     called = name or source.name
     if not _NAME.match(called):
         raise RecipeError("the model has no name" if not called else f"{called!r} is no name of a model",
@@ -195,7 +197,7 @@ def add_model(archive: Path, hub: Path, *, listener: Listener) -> Added:
         size = archive.stat().st_size
 
         def progress(_count: int) -> None:
-            listener(Event(step="model", subject=archive.name, done=stream.tell(), total=size))
+            listener(Event(step="model-add", subject=archive.name, done=stream.tell(), total=size))
 
         try:
             return add_stream(_plain(stream), hub, progress=progress)

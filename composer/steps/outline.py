@@ -14,6 +14,7 @@ from pathlib import Path
 from composer.errors import HostError, RecipeError
 from composer.interpreter import ArchiveProvider, Candidate, HostProvider, PathProvider, find_pythons
 from composer.interpreter.find import inspect_python
+from composer.model.input import Given, variables
 from composer.model.lock import Artifact, Lock, LockedPackage
 from composer.model.manifest import HOST
 from composer.model.overlay import HOST_PYTHON, PRIVATE
@@ -21,8 +22,10 @@ from composer.model.plan import LeftOut
 from composer.model.recipe import Archive, Recipe, RequiresEdit
 from composer.model.target import Target, Targets
 from composer.model.variant import Asked, Variant, choose
-from composer.model.verdict import faults_of, recipe_for
-from composer.steps.fetch import artifact_path, is_reachable
+from composer.model.verdict import Serving, recipe_for, serving
+from composer.steps.artifact import artifact_path
+from composer.steps.download import is_reachable
+from composer.steps.inputs import read_inputs
 from composer.steps.load import LoadedRecipe, LocalFile, load_recipe, load_recipes, load_targets
 from composer.steps.locks import LockOptions, ensure_lock
 from composer.steps.sourcing import DEFAULT_BUDGET, TORCH, Sourcing, Wishes, about_torch, decide
@@ -40,7 +43,7 @@ class Request:
     recipe: None is that of the variant, or else DEFAULT_RECIPE. sm, gpus, isa, variant: as of `Asked`.
     python: a minor version, the path of an interpreter, `host` or `host:MINOR`, or None for the recipe's preference.
     torch, no_binary, budget, jobs: as of `Wishes`. private: the bundle will hold what must not be passed on, so its
-    name says so. overlays: names or paths.
+    name says so. overlays: names or paths. inputs: names and paths of the site's own files.
     """
 
     recipe: str | None = None
@@ -57,6 +60,7 @@ class Request:
     wheelhouses: Sequence[Path] = ()
     private: bool = False
     overlays: Sequence[str] = ()
+    inputs: Sequence[tuple[str, Path]] = ()
 
     @property
     def asked(self) -> Asked:
@@ -106,6 +110,7 @@ class Outline:
     """Everything decided before a wheel is opened.
 
     packages: what the bundle holds, but for what sourcing builds, which is a package only once it is built.
+    not_served: where it was to be for all SMs that the recipe serves, why each other one is not among them.
     """
 
     loaded: LoadedRecipe
@@ -118,7 +123,9 @@ class Outline:
     torch: str
     sourcing: Sourcing = field(default_factory=Sourcing)
     private: bool = False
+    inputs: tuple[Given, ...] = ()
     targets: Targets
+    not_served: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Recipe:
@@ -127,7 +134,12 @@ class Outline:
 
     def requires_edits(self) -> tuple[RequiresEdit, ...]:
         """Edits of requirements for this target."""
-        return (*self.recipe.requires_edits(self.target.sm), *self.sourcing.requires_edits())
+        return (*self.recipe.requires_edits(self.target.sms), *self.sourcing.requires_edits())
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The bundle's own lines of etc/env: what was given takes the place of the recipe's."""
+        return {**self.recipe.environment, **variables(self.inputs)}
 
     def local_files(self) -> Mapping[str, LocalFile]:
         """The files of this machine that are wheels of the stack, by their sha256."""
@@ -142,54 +154,79 @@ class Outline:
         return "-".join([self.loaded.bundle_name(self.target), *(ending for ending, wanted in endings if wanted)])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """What a request asks for, as far as that is known without looking for anything.
+
+    request: with the Python of its variant. target: with the recipe's first Python. served: what of its architectures
+    the recipe composes, or why none.
+    """
+
+    request: Request
+    variant: Variant | None
+    loaded: LoadedRecipe
+    target: Target
+    served: Serving
+
+
+def draft(request: Request, targets: Targets, loaded: LoadedRecipe | None = None) -> Draft:
+    """RecipeError for unknown names, options that contradict each other, and a variant that no recipe composes.
+
+    loaded: the recipe, where it was read before.
+    """
+    choice = choose(request.asked, targets)
+    request = replace(request, python=request.python_for(choice.variant))
+    loaded = loaded or _loaded(request, choice.isa, choice.variant, targets)
+    target = Target(sms=choice.sms, isa=choice.isa, cuda=loaded.recipe.cuda, python=loaded.recipe.pythons[0],
+                    machine=targets.isa[choice.isa].machine)  # fmt: skip
+    return Draft(request=request, variant=choice.variant, loaded=loaded, target=target,
+                 served=serving(loaded.recipe, target, targets))  # fmt: skip
+
+
 def outline(request: Request, store: Store) -> Outline:
     """Decide. RecipeError, LockError or HostError when the request cannot be met."""
     targets = load_targets()
-    choice = choose(request.asked, targets)
-    request = replace(request, python=request.python_for(choice.variant))
-    loaded = _loaded(request, choice.variant, targets)
-    sm, isa = _only(choice.sms), choice.isa
-    machine = targets.isa[isa].machine
-    # The SM and ISA are checked before an interpreter is looked for: a refused target must not cost a search.
-    draft = Target(sm=sm, isa=isa, cuda=loaded.recipe.cuda, python=loaded.recipe.pythons[0], machine=machine)
-    RecipeError.collect(list(faults_of(loaded.recipe, draft, targets)))
+    drafted = draft(request, targets)
+    request, loaded, served = drafted.request, drafted.loaded, drafted.served
+    isa, machine = drafted.target.isa, drafted.target.machine
+    # The SMs and ISA are checked before an interpreter is looked for: a refused target must not cost a search.
+    RecipeError.collect(served.reasons)
+    inputs = read_inputs(loaded.recipe, request.inputs)
     interpreter, notes = choose_interpreter(request, loaded.recipe, machine, store)
-    target = Target(sm=sm, isa=isa, cuda=loaded.recipe.cuda, python=interpreter.minor, machine=machine)
+    target = replace(drafted.target, sms=served.sms, python=interpreter.minor)
     loaded.recipe.check_target(target)
-    if choice.variant and choice.variant.python != target.python:
-        raise RecipeError(f"the variant is for Python {choice.variant.python}, and the interpreter is {target.python}",
+    if drafted.variant and drafted.variant.python != target.python:
+        raise RecipeError(f"the variant is for Python {drafted.variant.python}, and the interpreter is {target.python}",
                           where="--python", fix="Leave it out.")  # fmt: skip
     lock = ensure_lock(loaded, target.python, machine, request.lock)
+    loaded = replace(loaded, recipe=loaded.recipe.on(machine))
     sourcing = decide(loaded, target, targets.isa[isa].flags, lock, request.wishes, store)
-    packages, left_out = _select(loaded.recipe, lock, sm, sourcing)
+    packages, left_out = _select(loaded.recipe, lock, target.sms, sourcing)
     declined = [f"{name} is not built from source: {why}" for name, why in sourcing.declined.items() if name != TORCH]
     return Outline(
         loaded=loaded, target=target, interpreter=interpreter, lock=lock, packages=packages, left_out=left_out,
         warnings=(*notes, *declined), torch=about_torch(sourcing, lock), sourcing=sourcing, private=request.private,
-        targets=targets,
+        inputs=inputs, targets=targets, not_served=_not_served(served),
     )  # fmt: skip
 
 
-def _loaded(request: Request, variant: Variant | None, targets: Targets) -> LoadedRecipe:
+def _loaded(request: Request, isa: str, variant: Variant | None, targets: Targets) -> LoadedRecipe:
     """The recipe that is asked for, or that of the variant, which must compose it."""
+    machine = targets.isa[isa].machine
     if variant is None:
-        return load_recipe(request.recipe or DEFAULT_RECIPE, request.overlays)
-    offered = {request.recipe: load_recipe(request.recipe)} if request.recipe else load_recipes()
+        return load_recipe(request.recipe or DEFAULT_RECIPE, request.overlays, machine)
+    offered = {request.recipe: load_recipe(request.recipe, (), machine)} if request.recipe else load_recipes()
     spelling = recipe_for(variant, {name: one.recipe for name, one in offered.items()}, targets)
-    return load_recipe(spelling, request.overlays)
+    return load_recipe(spelling, request.overlays, machine)
 
 
-def _only(sms: Sequence[int]) -> int:
-    if len(sms) != 1:
-        raise RecipeError("a bundle is for one GPU architecture", where="--sm",
-                          why=f"asked for SM {', '.join(map(str, sms))}" if sms else "asked for all",
-                          fix="Compose one bundle for each.")  # fmt: skip
-    return sms[0]
+def _not_served(served: Serving) -> dict[int, str]:
+    return {sm: "; ".join(one.why or one.what for one in faults) for sm, faults in served.left_out.items()}
 
 
-def _select(recipe: Recipe, lock: Lock, sm: int,
+def _select(recipe: Recipe, lock: Lock, sms: Sequence[int],
             sourcing: Sourcing) -> tuple[tuple[LockedPackage, ...], tuple[LeftOut, ...]]:  # fmt: skip
-    composed = [one for one in lock.packages if recipe.composed(one.name, sm)]
+    composed = [one for one in lock.packages if recipe.composed(one.name, sms)]
     limited = [
         LeftOut(name=one.name, version=one.version, reason=recipe.component_of(one.name).reason or "")
         for one in lock.packages if one not in composed and not recipe.component_of(one.name).tool

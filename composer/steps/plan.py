@@ -29,12 +29,13 @@ from composer.model.globs import matches
 from composer.model.lock import LockedPackage
 from composer.model.manifest import Floor
 from composer.model.plan import PatchFile, RpathEdit, SlimEdit, WheelPlan
-from composer.model.recipe import Component, Prune, RequiresEdit, Slim
+from composer.model.recipe import Component, Link, Prune, RequiresEdit, Slim
+from composer.model.target import sm_text
 from composer.proofs.abi import check_loading
 from composer.proofs.closure import LOADED_AT_START, dlopened, host_libraries, program_of
 from composer.proofs.coverage import check_coverage, needed_libraries
 from composer.proofs.files import check_machine
-from composer.proofs.floors import cpu_floor, host_floors, sm_floor
+from composer.proofs.floors import cpu_floor, host_floors, sm_floor, stated_floors
 from composer.steps.edit import is_bytecode
 from composer.steps.outline import Outline
 from composer.steps.resolve import marker_environment
@@ -126,12 +127,15 @@ def draft_wheels(outline: Outline, surveys: Mapping[str, Survey], options: Optio
 
 def kept_files(draft: WheelPlan, survey: Survey) -> list[SurveyedFile]:
     """The files of a distribution after pruning; bytecode of a wheel is never taken."""
-    pruned = [pattern for rule in draft.prune for pattern in rule.paths]
     return [
         file for file in survey.files
-        if not is_bytecode(file.path) and not any(matches(_site_name(file.path), pattern) for pattern in pruned)
+        if not is_bytecode(file.path) and not _is_pruned(draft, file.path)
         and not (draft.slim and file.cubin and draft.slim.why_left_out(file.path, file.cubin))
     ]  # fmt: skip
+
+
+def _is_pruned(draft: WheelPlan, path: str) -> bool:
+    return any(matches(_site_name(path), pattern) for rule in draft.prune for pattern in rule.paths)
 
 
 def plan_wheels(outline: Outline, drafts: Sequence[WheelPlan], surveys: Mapping[str, Survey],
@@ -143,8 +147,9 @@ def plan_wheels(outline: Outline, drafts: Sequence[WheelPlan], surveys: Mapping[
     facts: of every shared object of the kept files, by path.
     """
     _refuse_unmet(outline, surveys)
-    kept = {draft.name: _owned(kept_files(draft, surveys[draft.name]), surveys[draft.name]) for draft in drafts}
-    RecipeError.collect([fault for draft in drafts for fault in _link_faults(draft, kept[draft.name])])
+    kept = {draft.name: _owned(draft, surveys[draft.name]) for draft in drafts}
+    sms = outline.target.sms
+    RecipeError.collect([fault for draft in drafts for fault in _link_faults(draft, kept[draft.name], sms)])
     _refuse_collisions(drafts, kept, base)
     tree = _tree(drafts, kept, {path: one.elf for path, one in facts.items()}, base)
     edits = _rpath_edits(outline, drafts, kept, tree)
@@ -172,7 +177,7 @@ def wheel_key(plan: WheelPlan) -> str:
 def _draft(outline: Outline, package: LockedPackage, survey: Survey, options: Options,
            bytecode: str | None) -> WheelPlan:  # fmt: skip
     """Everything but RPATH, which needs the whole tree."""
-    recipe, sm = outline.recipe, outline.target.sm
+    recipe, sms = outline.recipe, outline.target.sms
     component = recipe.component_of(package.name)
     (artifact,) = package.artifacts
     untouched = recipe.untouched_reason(package.name)
@@ -180,8 +185,8 @@ def _draft(outline: Outline, package: LockedPackage, survey: Survey, options: Op
         name=package.name, version=package.version, filename=artifact.filename, artifact=artifact.sha256,
         python=outline.target.python, requires=_requires(outline, package.name, survey),
         patches=[_patch(outline.loaded.patches, name) for name in component.patches],
-        prune=_prunes(component, survey, sm, built=package.name in outline.sourcing.own),
-        links=[link for link in component.links if link.applies(sm)],
+        prune=_prunes(component, survey, sms, built=package.name in outline.sourcing.own),
+        links=_links(component, sms),
         slim=_slim(outline, component, survey, options),
         pth=component.pth, untouched=untouched, bytecode=bytecode, level=options.level, mtime=options.mtime,
     )  # fmt: skip
@@ -215,20 +220,29 @@ def _unmet(outline: Outline, name: str, survey: Survey) -> Iterator[RecipeError]
                               fix=f"Give a component {key} with a version, or a [[requires]] rule.")  # fmt: skip
 
 
-def _prunes(component: Component, survey: Survey, sm: int, *, built: bool) -> list[Prune]:
-    """The rules for this SM; RecipeError for a pattern that matches nothing, which is a typing error or outdated.
+def _prunes(component: Component, survey: Survey, sms: Sequence[int], *, built: bool) -> list[Prune]:
+    """The rules by which no SM needs the files; RecipeError for a pattern that matches nothing, which is outdated.
 
     built: from source, where a switch may have left out what the wheel of the index has.
     """
-    rules = [rule for rule in component.prune if rule.applies(sm)]
+    rules = [rule for rule in component.prune if all(map(rule.applies, sms))]
     patterns = [pattern for rule in rules for pattern in rule.paths]
     if not built:
         _refuse_unmatched(patterns, survey, f"component {component.name}: prune")
     return rules
 
 
+def _links(component: Component, sms: Sequence[int]) -> list[Link]:
+    """Those that any SM asks for, each once."""
+    asked: dict[tuple[str, str], Link] = {}
+    for link in component.links:
+        if any(map(link.applies, sms)):
+            asked.setdefault((link.path, link.to), link)
+    return [*asked.values()]
+
+
 def _refuse_unmatched(patterns: Sequence[str], survey: Survey, where: str) -> None:
-    site = [_site_name(file.path) for file in survey.files]
+    site = [*(_site_name(file.path) for file in survey.files), *_launchers(survey)]
     RecipeError.collect([
         RecipeError(f"{pattern!r} matches no file", where=where, fix="Correct or remove the pattern.")
         for pattern in patterns if not any(matches(name, pattern) for name in site)
@@ -237,7 +251,7 @@ def _refuse_unmatched(patterns: Sequence[str], survey: Survey, where: str) -> No
 
 def _slim(outline: Outline, component: Component, survey: Survey, options: Options) -> SlimEdit | None:
     """What may be cut. RecipeError when the wheel's licence is not the one that the recipe was decided on."""
-    rule, sms = component.slim, (outline.target.sm,)
+    rule, sms = component.slim, outline.target.sms
     if options.slim == "none":
         return None
     if rule:
@@ -284,22 +298,32 @@ def _patch(folder: Path, name: str) -> PatchFile:
     return PatchFile(name=name, sha256=hashlib.sha256(data).hexdigest(), why=next(head, b"").decode("utf-8", "replace"))
 
 
-def _owned(files: Sequence[SurveyedFile], survey: Survey) -> dict[str, str | None]:
-    """Paths of a distribution, with the digest of unedited content where RECORD gives one."""
-    owned: dict[str, str | None] = {file.path: file.digest for file in files}
-    return owned | {f"bin/{script.name}": None for script in survey.scripts}
+def _owned(draft: WheelPlan, survey: Survey) -> dict[str, str | None]:
+    """Paths of a distribution after pruning, with the digest of unedited content where RECORD gives one."""
+    owned: dict[str, str | None] = {file.path: file.digest for file in kept_files(draft, survey)}
+    return owned | {path: None for path in _launchers(survey) if not _is_pruned(draft, path)}
 
 
-def _link_faults(draft: WheelPlan, owned: Mapping[str, str | None]) -> Iterator[RecipeError]:
-    where, taken = f"component {draft.name}: links", set(owned)
+def _launchers(survey: Survey) -> list[str]:
+    """Paths of the console scripts, which are made from entry points."""
+    return [f"bin/{script.name}" for script in survey.scripts]
+
+
+def _link_faults(draft: WheelPlan, owned: Mapping[str, str | None], sms: Sequence[int]) -> Iterator[RecipeError]:
+    where, first = f"component {draft.name}: links", {link.path: link for link in reversed(draft.links)}
     for link in draft.links:
         path, to = (f"lib/python{draft.python}/site-packages/{name}" for name in (link.path, link.to))
         if to not in owned:
             yield RecipeError(f"cannot link to {link.to!r}", where=where, fix="Correct the path.",
                               why="the distribution has no such file, or it is left out")  # fmt: skip
-        if path in taken:
-            yield RecipeError(f"{link.path!r} is there already", where=where, fix="Prune the file, or drop the link.")
-        taken.add(path)
+        if path in owned:
+            why = f"what is pruned for some of {sm_text(sms)} stays for the others" if len(sms) > 1 else None
+            yield RecipeError(f"{link.path!r} is there already", where=where, why=why,
+                              fix="Prune the file, or drop the link.")  # fmt: skip
+        if (other := first[link.path]) != link:
+            asking = " and ".join(sm_text([sm for sm in sms if one.applies(sm)]) for one in (other, link))
+            yield RecipeError(f"{link.path!r} cannot point at both {other.to!r} and {link.to!r}", where=where,
+                              why=f"asked for by {asking}", fix="Compose a bundle for each, or drop one.")  # fmt: skip
 
 
 def _refuse_collisions(
@@ -386,9 +410,14 @@ def _loading(outline: Outline, tree: Tree, facts: Mapping[str, ObjectFacts],
 
 
 def coverage_rules(outline: Outline) -> tuple[Coverage, ...]:
-    """The rules of the distributions that are in the bundle."""
+    """The rules of the distributions that are in the bundle; of one that some SMs have no use for, not for these."""
     names = {one.name for one in outline.packages}
-    return tuple(rule for one in outline.recipe.component if one.name in names for rule in one.coverage)
+    kept = [one for one in outline.recipe.component if one.name in names]
+    useless = {one.name: tuple(sm for sm in outline.target.sms if not one.serves([sm])) for one in kept}
+    return tuple(
+        msgspec.structs.replace(rule, sm_not=(*rule.sm_not, *useless[one.name]))
+        for one in kept for rule in one.coverage
+    )  # fmt: skip
 
 
 def _cubins(drafts: Sequence[WheelPlan], surveys: Mapping[str, Survey]) -> dict[str, GpuImages]:
@@ -401,20 +430,21 @@ def _cubins(drafts: Sequence[WheelPlan], surveys: Mapping[str, Survey]) -> dict[
 def _coverage(outline: Outline, code: Mapping[str, GpuImages]) -> tuple[Finding, ...]:
     site = f"lib/python{outline.target.python}/site-packages/"
     stubs = {site + one.library for one in outline.recipe.stub}
-    return check_coverage(code, [outline.target.sm], coverage_rules(outline), site=site, stubs=stubs)
+    return check_coverage(code, outline.target.sms, coverage_rules(outline), site=site, stubs=stubs)
 
 
 def _floors(outline: Outline, objects: Mapping[str, Elf], code: Mapping[str, GpuImages],
             kernels: Mapping[str, tuple[int, int, int]], options: Options) -> dict[str, Floor]:  # fmt: skip
     target = outline.target
-    needed = needed_libraries(code, [target.sm], coverage_rules(outline),
+    needed = needed_libraries(code, target.sms, coverage_rules(outline),
                               site=f"lib/python{target.python}/site-packages/")  # fmt: skip
     built = outline.sourcing.for_one_cpu(outline.recipe)
     return (
         host_floors(objects, outline.targets.driver, cuda=target.cuda, kernels=kernels,
                     ptx=[path for path, compiled in needed.items() if compiled])
         | cpu_floor(outline.targets.isa[target.isa].features, built)
-        | sm_floor([target.sm], list(needed), ptx=options.keep_ptx)
+        | stated_floors(outline.recipe.floor, target.sms)
+        | sm_floor(target.sms, list(needed), ptx=options.keep_ptx)
     )  # fmt: skip
 
 

@@ -25,19 +25,22 @@ def prove_objects(manifest: Manifest, facts: Mapping[str, ObjectFacts]) -> Itera
     yield from check_loading(tree, linkage, python, dlopened(manifest.dlopen, tree.objects))
     stubs = {one.path for layer in manifest.layers for one in layer.changes.files if one.kind == "stub"}
     yield from check_coverage(
-        {path: one.gpu for path, one in facts.items()}, [int(manifest.target["sm"])], manifest.coverage,
+        {path: one.gpu for path, one in facts.items()}, manifest.sms, manifest.coverage,
         site=f"lib/python{python}/site-packages/", stubs=stubs,
     )  # fmt: skip
 
 
 def prove_content(manifest: Manifest, contents: Mapping[str, Content],
-                  imports_of: Callable[[str], SourceImports | None] | None = None) -> tuple[Finding, ...]:  # fmt: skip
+                  imports_of: Callable[[str], SourceImports | None] | None = None, *,
+                  programs: Mapping[str, str] | None = None) -> tuple[Finding, ...]:  # fmt: skip
     """Requirements, imports, files and what is made on the host. contents: by the names of layers.
 
-    imports_of: in place of the contents' imports, for who reads sources only when they are asked for.
+    imports_of: in place of the contents' imports, for who reads sources only when they are asked for. programs: the
+    modules of entry points, by the paths of programs.
     """
     return Composed(
-        layers=manifest.layers, contents=contents, sm=int(manifest.target["sm"]),
+        layers=manifest.layers, contents=contents, sms=manifest.sms,
         environment=marker_environment(manifest.python, manifest.target["machine"]),
         roots=[check.module for check in manifest.checks], runtime=manifest.runtime, imports_of=imports_of,
+        programs=programs or {},
     ).check()  # fmt: skip

@@ -7,6 +7,7 @@ environment that it builds in holds exactly the locked requirements.
     builds/KEY/       of a build that is not done: source/, env/, build/ (of scikit-build-core), home/, tmp/
     logs/             the log of every build
     objects/source/   what was built, by the key; the wheel itself is an artifact as if it had been downloaded
+    objects/wheel/    the same with the wheel beside it, as a remote has it
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from packaging.version import Version
 
 from composer._fs import host_errors
 from composer._proc import clean_environ, run
-from composer.errors import BuildError, FetchError, RecipeError
+from composer.errors import BuildError, FetchError, RecipeError, WheelError
 from composer.events import Event, Listener, silent
 from composer.formats.wheel import parse_wheel_name
 from composer.interpreter import Candidate
@@ -38,7 +39,8 @@ from composer.model.source import SITE, Build, Values, local_version
 from composer.model.target import Target
 from composer.proofs import _cut_network
 from composer.steps import _source_worker
-from composer.steps.fetch import Fetched, artifact_path, fetch
+from composer.steps.artifact import artifact_path
+from composer.steps.fetch import Fetched, fetch
 from composer.steps.load import LoadedRecipe
 from composer.steps.locks import LockOptions
 from composer.steps.relabel import labelled, relabel_wheel
@@ -51,6 +53,8 @@ from composer.store import Store, key_of
 
 _VERSION = 1
 _KIND = "source"
+#: What machines share. What was built here is of another kind, as only that says how long a build takes here.
+_SHARED = "wheel"
 #: In the folder of a build: what it took, a line for each run. The next run waits until the last has let go of it.
 _RUNNING = ".running"
 _ENVIRONMENT_SECONDS = 1800.0
@@ -62,7 +66,7 @@ _BUILD_SECONDS = 7 * 86400.0
 class Request:
     """What to build, for which target, with which CPython of this machine.
 
-    flags: of the compiler, for the target's CPU. sms: GPU architectures, when they are not the target's one.
+    flags: of the compiler, for the target's CPU.
     jobs: compilers at a time at most; None for MAX_JOBS or the machine's.
     """
 
@@ -71,7 +75,6 @@ class Request:
     target: Target
     flags: tuple[str, ...]
     python: Candidate
-    sms: tuple[int, ...] = ()
     lock: LockOptions = field(default_factory=LockOptions)
     wheelhouses: Sequence[Path] = ()
     jobs: int | None = None
@@ -82,18 +85,14 @@ class Request:
         if self.component.build is None:
             raise RecipeError("has no [component.build]: it is not built from source", where=self.component.name,
                               fix="Add one to the recipe.")  # fmt: skip
-        return self.component.build.for_target(self.gpus, self.target.isa)
-
-    @property
-    def gpus(self) -> tuple[int, ...]:
-        """GPU architectures that it is for."""
-        return self.sms or (self.target.sm,)
+        return self.component.build.for_target(self.target.sms, self.target.isa)
 
     @property
     def version(self) -> Version:
         """The version of the wheel."""
         assert self.component.build is not None
-        return local_version(self.component.version or "", self.component.build, sms=self.gpus, isa=self.target.isa)
+        return local_version(self.component.version or "", self.component.build, sms=self.target.sms,
+                             isa=self.target.isa)  # fmt: skip
 
 
 class BuiltWheel(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,19 +150,59 @@ def prepare_build(request: Request, store: Store, listener: Listener = silent) -
 
 
 def _toolchain(request: Request, build: Build, store: Store) -> Choice:
-    return choose_toolchain(request.target.cuda, request.gpus, request.target.machine, store,
+    return choose_toolchain(request.target.cuda, request.target.sms, request.target.machine, store,
                             libraries=build.cuda_libraries)  # fmt: skip
 
 
-def find_built(store: Store, key: str) -> Result | None:
-    """What was built with this key before, if it is still whole."""
-    wheel = store.load(_KIND, key, BuiltWheel)
-    path = artifact_path(store.root, wheel.artifact()) if wheel else None
-    if wheel is None or path is None or not path.is_file():
+def find_built(job: Job) -> Result | None:
+    """What was built from the same inputs before, here or by who shares a remote with us, if it is still whole."""
+    wheel = job.store.load(_KIND, job.key, BuiltWheel)
+    path = artifact_path(job.store.root, wheel.artifact()) if wheel else None
+    if wheel and path and path.is_file() and _sha256(path) == wheel.sha256:
+        return Result(path=path, wheel=wheel, cached=True)
+    return _taken_over(job)
+
+
+def _taken_over(job: Job) -> Result | None:
+    """What another machine built, if it is what would be built here: its digests say only that it arrived whole."""
+    store = job.store
+    wheel = store.load(_SHARED, job.key, BuiltWheel)
+    if wheel is None or not (path := store.path(_SHARED, job.key, ".whl")).is_file():
         return None
+    if fault := _fault(job, wheel, path):
+        store.refuse(_SHARED, job.key, fault)
+        return None
+    own = msgspec.structs.replace(wheel, cpu_seconds=0.0, memory=0, disk=0)
+    place = artifact_path(store.root, own.artifact())
+    with host_errors(place), store.scratch() as scratch:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, scratch / place.name)
+        (scratch / place.name).replace(place)
+    store.save(_KIND, job.key, own)
+    return Result(path=place, wheel=own, cached=True)
+
+
+def _fault(job: Job, wheel: BuiltWheel, path: Path) -> str | None:
+    """Why a wheel is not the one that would be built here."""
+    if job.key != wheel.key or job.key != key_of(_KIND, _VERSION, inputs=wheel.inputs):
+        return "it was made from other inputs"
+    if (fault := _other(job.request, wheel.filename)) or Path(wheel.filename).name != wheel.filename:
+        return fault or f"it is called {wheel.filename!r}"
+    return None if _sha256(path) == wheel.sha256 else "the wheel is not the one that its record is of"
+
+
+def _other(request: Request, filename: str) -> str | None:
+    try:
+        name = parse_wheel_name(filename)
+    except WheelError as fault:
+        return fault.what
+    same = (name.name, name.version) == (request.component.name, request.version)
+    return None if same else f"it is {name.name} {name.version}"
+
+
+def _sha256(path: Path) -> str:
     with host_errors(path), path.open("rb") as stream:
-        whole = hashlib.file_digest(stream, "sha256").hexdigest() == wheel.sha256
-    return Result(path=path, wheel=wheel, cached=True) if whole else None
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,12 +264,12 @@ class Job:
 
     def run(self) -> Result:
         """The wheel, from the store or built now. Raises as `build_wheel` does."""
-        if found := find_built(self.store, self.key):
+        if found := find_built(self):
             return found
         check_room(self.build, self.subject, self.store.root, self.folder, self.source.size)
         fetched, toolchain = self.fetch(), self._ensured()
         with self.store.lock(f"{_KIND}-{self.folder.name}"):
-            if found := find_built(self.store, self.key):
+            if found := find_built(self):
                 return found
             return self._make(fetched, toolchain)
 
@@ -269,8 +308,8 @@ class Job:
     def _filled(self, values: Mapping[str, str], *, jobs: int = 0, folder: str = ".") -> dict[str, str]:
         """With placeholders replaced; by default as the key sees them."""
         request = self.request
-        meaning = Values(flags=request.flags, sms=request.gpus, cuda=request.target.cuda, version=str(request.version),
-                         jobs=jobs, folder=folder)  # fmt: skip
+        meaning = Values(flags=request.flags, sms=request.target.sms, cuda=request.target.cuda,
+                         version=str(request.version), jobs=jobs, folder=folder)  # fmt: skip
         return {name: meaning.fill(text) for name, text in values.items()}
 
     def _environ(self, **values: Any) -> dict[str, str]:  # noqa: ANN401
@@ -415,6 +454,9 @@ class Job:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 wheel.replace(path)
         self.store.save(_KIND, self.key, built)
+        with self.store.writing(_SHARED, self.key, ".whl") as shared, host_errors(shared):
+            os.link(path, shared)
+        self.store.save(_SHARED, self.key, built)
         return built
 
     def _taken(self) -> dict[str, Any]:

@@ -25,8 +25,6 @@ from composer.steps.resolve import Exclude, ResolveRequest, resolve
 from composer.store import key_of
 
 _VERSION = 1
-# Build tools run on the build machine: cmake, ninja and the backends have wheels for this glibc and older ones.
-_TOOLS_GLIBC = 28
 _UNNEEDED = "this build does without it"
 
 
@@ -87,9 +85,9 @@ def _request(recipe: Recipe, component: Component, build: Build, target: Target,
     """What the recipe pins for the stack is built against in the same version: an extension sees the stack's torch."""
     asked = {canonicalize_name(Requirement(text).name) for text in build.requires}
     pinned = tuple(f"{one.name}=={one.version}" for one in recipe.component if one.version and one.name in asked)
-    platforms = tuple(one for one in target.platforms if _glibc(one) <= _TOOLS_GLIBC)
+    platforms = tuple(one for one in target.platforms if _glibc(one) <= build.glibc)
     request = ResolveRequest(
-        name=lock_name(path), recipe="", python=target.python,
+        name=lock_name(path.name), recipe="", python=target.python,
         machine=target.machine, platforms=platforms, roots=build.requires, constraints=pinned,
         excludes=tuple(Exclude(name=one, reason=_UNNEEDED) for one in build.unneeded),
         pins={one.name: one.index for one in recipe.component if one.index != "pypi"}, indexes=recipe.indexes,

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from packaging.tags import compatible_tags, cpython_tags
 from packaging.version import Version
 
 from composer._fs import host_errors
@@ -24,11 +23,13 @@ from composer.model.lock import FILE, Artifact, Lock, LockedPackage
 from composer.model.plan import BuiltFacts, LeftOut
 from composer.model.recipe import Component, Recipe, RequiresEdit
 from composer.model.source import local_version
-from composer.model.target import Target
+from composer.model.target import Target, sm_text
+from composer.steps.artifact import artifact_path
 from composer.steps.budget import within_budget
-from composer.steps.fetch import artifact_path, is_reachable
+from composer.steps.download import is_reachable
 from composer.steps.load import LoadedRecipe, LocalFile
 from composer.steps.locks import LockOptions
+from composer.steps.resolve import fits
 from composer.steps.source import Job, Request, Result, find_built, prepare_build
 from composer.store import Store
 
@@ -100,7 +101,7 @@ def decide(loaded: LoadedRecipe, target: Target, flags: tuple[str, ...], lock: L
     _check_names(loaded, wishes)
     builds, declined = {}, {}
     for component in loaded.recipe.component:
-        if not loaded.recipe.composed(component.name, target.sm):
+        if not loaded.recipe.composed(component.name, target.sms):
             continue
         mode = _mode(component, wishes)
         if mode == "wheel" or (mode == "fallback" and _can_be_had(component, lock, wishes, store)):
@@ -201,9 +202,7 @@ def _unfit(filename: str, lock: Lock, target: Target) -> str | None:
         return f"it is a wheel of {name.name}" if name.name != TORCH else "the stack holds no PyTorch"
     if name.version.public != Version(lock.pins[TORCH]).public:
         return f"it is version {name.version.public}, and the stack is locked with {lock.pins[TORCH]}"
-    version = tuple(map(int, target.python.split(".")))
-    fitting = {*cpython_tags(version, platforms=target.platforms), *compatible_tags(version, None, target.platforms)}
-    if not name.tags & fitting:
+    if not fits(filename, target.python, target.platforms):
         return f"it is not for CPython {target.python} on {target.machine}"
     return None
 
@@ -211,20 +210,24 @@ def _unfit(filename: str, lock: Lock, target: Target) -> str | None:
 def _made_for_others(filename: str, torch: Component, target: Target) -> str | None:
     """The label of a wheel that composer built names the target; other labels, such as `cu128`, say nothing of it."""
     label = parse_wheel_name(filename).version.local or ""
-    gpus = [part for part in label.split(".") if re.fullmatch(r"sm\d+|all", part)]
-    if not gpus or torch.build is None:
+    if not _gpus_of(label) or torch.build is None:
         return None
-    wanted = str(local_version(torch.version or "0", torch.build, sms=(target.sm,), isa=target.isa).local)
-    fits = {wanted, wanted.replace(f"sm{target.sm}", "all")}
-    return None if label in fits else f"it was built for {label}, and the bundle is for {wanted}"
+    wanted = str(local_version(torch.version or "0", torch.build, sms=target.sms, isa=target.isa).local)
+    cpus = [set(one.split(".")) - _gpus_of(one) for one in (label, wanted)]
+    covers = "all" in _gpus_of(label) or {f"sm{sm}" for sm in target.sms} <= _gpus_of(label)
+    return None if covers and cpus[0] == cpus[1] else f"it was built for {label}, and the bundle is for {wanted}"
+
+
+def _gpus_of(label: str) -> set[str]:
+    return {part for part in label.split(".") if re.fullmatch(r"sm\d+|all", part)}
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
-def is_built(sourcing: Sourcing, store: Store) -> bool:
+def is_built(sourcing: Sourcing) -> bool:
     """Whether nothing is left to be compiled."""
-    return all(find_built(store, job.key) for job in sourcing.builds.values())
+    return all(find_built(job) for job in sourcing.builds.values())
 
 
 def build_all(sourcing: Sourcing, listener: Listener) -> Iterator[tuple[LockedPackage, Result]]:
@@ -246,7 +249,7 @@ def about_torch(sourcing: Sourcing, lock: Lock) -> str:
     """How PyTorch is had, in words."""
     if job := sourcing.builds.get(TORCH):
         target = job.request.target
-        return f"PyTorch {job.request.version}: built from source for SM {target.sm} and {target.isa}"
+        return f"PyTorch {job.request.version}: built from source for {sm_text(target.sms)} and {target.isa}"
     if sourcing.given:
         return f"PyTorch {sourcing.given[0].version}: from the wheel that was given"
     version = lock.pins.get(TORCH)

@@ -18,6 +18,7 @@ from composer.formats.server_flags import Flag, quoted_names, read_flags, read_v
 from composer.model.layer import Entry
 from composer.model.manifest import Manifest
 from composer.proofs.launch import Readers, current_name
+from composer.runtime.serve.quantization import MODULE, known_methods
 from composer.steps.bundle import open_bundle
 from composer.steps.tree import manifest_of
 
@@ -45,6 +46,11 @@ class Stack:
         if module not in self._flags:
             self._flags[module] = read_flags(self.sources.get, module)
         return self._flags[module]
+
+    @property
+    def quant_methods(self) -> Sequence[str]:
+        """The quantisations that its SGLang knows, sorted; none where its sources were not opened, or do not tell."""
+        return sorted(known_methods(self.sources.get(MODULE, "")))
 
     def readers(self, names: Iterable[str], owners: Mapping[str, str], package: str) -> Readers:
         """Who reads these variables. What belongs to no distribution of the bundle is left open."""

@@ -117,7 +117,7 @@ def renew_toolchain_lock(name: str, spec: PinnedToolchain, machine: str) -> tupl
     """Resolve a toolchain's wheels again and write their lock. Raises what `resolve` raises."""
     path = lock_path(name, machine)
     lock = resolve(ResolveRequest(
-        name=lock_name(path), recipe=_lock_digest(spec, machine),
+        name=lock_name(path.name), recipe=_lock_digest(spec, machine),
         python=_PYTHON, machine=machine, roots=spec.requires, constraints=spec.constraints,
         platforms=Target(sms=(90,), isa="", cuda=spec.cuda, python=_PYTHON, machine=machine).platforms,
     ))  # fmt: skip

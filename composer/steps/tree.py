@@ -49,14 +49,26 @@ def tree_of(manifest: Manifest, objects: Mapping[str, Elf]) -> Tree:
     return Tree(objects=objects, symlinks=links, files=entries.keys() - objects.keys() - links.keys())
 
 
+def read_manifest(path: Path) -> tuple[Manifest, bytes]:
+    """The manifest of a bundle file, or of the folder that one was unpacked into, and its JSON. Errors: `read_tree`."""
+    if path.is_dir():
+        return _of_folder(path)
+    bundle = open_bundle(path)
+    return bundle.manifest, bundle.manifest_json
+
+
 def manifest_of(prefix: Path) -> Manifest:
     """The manifest of an unpacked bundle; VerifyError when the folder is none."""
+    return _of_folder(prefix)[0]
+
+
+def _of_folder(prefix: Path) -> tuple[Manifest, bytes]:
     try:
         data = (prefix / MANIFEST_PATH).read_bytes()
     except OSError as fault:
         raise VerifyError("is not an unpacked bundle", where=str(prefix), why=f"{MANIFEST_PATH}: {fault.strerror}",
                           fix="Give a bundle file, or the folder one was unpacked into.") from fault  # fmt: skip
-    return parse_manifest(data, str(prefix))
+    return parse_manifest(data, str(prefix)), data
 
 
 def _in_folder(prefix: Path, manifest: Manifest, read: Read[T]) -> Iterator[tuple[str, T]]:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import stat
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from posixpath import dirname
 from typing import IO
+
+import msgspec
 
 from composer._fs import host_errors
 from composer.errors import ComposerError, ElfError, WheelError
@@ -25,7 +30,9 @@ from composer.model.finding import Finding
 from composer.model.layer import Entry
 from composer.model.manifest import FINGERPRINT_PATH, MANIFEST_PATH, Manifest, fingerprint_of
 from composer.proofs.content import is_told, read_content
-from composer.proofs.floors import FLOORS_PATH, render_floors
+from composer.proofs.files import check_mode
+from composer.proofs.floors import FLOORS_PATH, check_listed, file_floors, render_floors
+from composer.runtime.model.archive import HUB
 from composer.steps.bundle import Bundle, open_bundle
 from composer.steps.imported import check_unpacked, unpacked
 from composer.steps.pack import checksum_path
@@ -35,6 +42,8 @@ from composer.steps.tree import manifest_of
 from composer.store import Store
 
 _CHUNK, _PIECE = 8 << 20, 1 << 20
+# Where `compose model add` puts models, which have lists of their own.
+_ADDED = f"{dirname(HUB)}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +69,7 @@ def verify(path: Path, store: Store, *, imports: bool, jobs: int,
                 # Beside each other: one waits for a child process, the other for the disk.
                 importing = pool.submit(check) if imports else None
                 findings = [*_fingerprint(manifest), *_tree_content(path, manifest, jobs, listener)]
-                findings += _unpacked(path, manifest, damaged={one.subject for one in findings})
+                findings += _unpacked(path, manifest)
                 return manifest, (*findings, *(importing.result() if importing else ()))
             except BaseException:
                 stop.set()
@@ -69,10 +78,10 @@ def verify(path: Path, store: Store, *, imports: bool, jobs: int,
     findings = [*_fingerprint(bundle.manifest), *_checksum(path)]
     if not imports:
         seen, faults = _packed_content(bundle, jobs, listener)
-        return bundle.manifest, (*findings, *faults, *_proofs(bundle.manifest, seen))
+        return bundle.manifest, (*findings, *faults, *_proofs(bundle.manifest, seen, bundle.manifest.entries().keys()))
     with unpacked(bundle, store, jobs=jobs, listener=listener) as prefix:
         findings += _tree_content(prefix, bundle.manifest, jobs, listener)
-        findings += _unpacked(prefix, bundle.manifest, damaged={one.subject for one in findings})
+        findings += _unpacked(prefix, bundle.manifest)
         imported = check_unpacked(prefix, bundle.manifest, jobs=jobs, listener=listener, moved=True)
     return bundle.manifest, (*findings, *imported)
 
@@ -129,7 +138,7 @@ def _check_member(entry: Entry, content: IO[bytes], seen: _Seen) -> Iterator[Fin
             kept += chunk
     if digest.hexdigest() != entry.sha256:
         yield _changed(entry, digest.hexdigest())
-    elif kept is not None and is_elf(head) and not entry.path.endswith(TEXT):
+    if kept is not None and is_elf(head) and not entry.path.endswith(TEXT):
         yield from _learn(seen, memoryview(kept), entry)
     elif kept is not None:
         seen.texts[entry.path] = bytes(kept)
@@ -143,7 +152,8 @@ def _changed(entry: Entry, digest: str) -> Finding:
 
 def _tree_content(prefix: Path, manifest: Manifest, jobs: int, listener: Listener) -> Iterator[Finding]:
     entries = manifest.entries()
-    present = set(_walk(prefix)) - {MANIFEST_PATH, FINGERPRINT_PATH, FLOORS_PATH}
+    own = {MANIFEST_PATH, FINGERPRINT_PATH, FLOORS_PATH}
+    present = {path for path in _walk(prefix) if path not in own and not path.startswith(_ADDED)}
     for path in sorted(entries.keys() - present):
         yield Finding(id="missing", severity="error", subject=path, evidence="listed in the manifest, not in the tree",
                       fix="Unpack the bundle again.")  # fmt: skip
@@ -152,9 +162,8 @@ def _tree_content(prefix: Path, manifest: Manifest, jobs: int, listener: Listene
                       fix="Delete it, or unpack the bundle into an empty folder.")  # fmt: skip
     with ThreadPoolExecutor(jobs) as pool:
         todo = [entries[path] for path in sorted(entries.keys() & present)]
-        for finding in pool.map(lambda entry: _check_file(prefix, entry), todo):
-            if finding:
-                yield finding
+        for found in pool.map(lambda entry: [*_check_file(prefix, entry)], todo):
+            yield from found
     yield from _own_texts(prefix, manifest)
     listener(Event(step="verify", subject=str(prefix), finished=True))
 
@@ -179,35 +188,54 @@ def _walk(prefix: Path) -> Iterator[str]:
                 yield os.path.relpath(os.path.join(parent, name), prefix)  # noqa: PTH118  (30,000 times)
 
 
-def _check_file(prefix: Path, entry: Entry) -> Finding | None:
+def _check_file(prefix: Path, entry: Entry) -> Iterator[Finding]:
     path = prefix / entry.path
     with host_errors(path):
-        if entry.target is not None or path.is_symlink():
-            # Not Path.readlink, which drops a leading `./`.
-            found = os.readlink(path) if path.is_symlink() else "a file"  # noqa: PTH115
-            if found != entry.target:
-                return Finding(id="content", severity="error", subject=entry.path,
-                               evidence=f"is {found!r} instead of a link to {entry.target!r}",
-                               fix="Unpack the bundle again.")  # fmt: skip
-            return None
+        now = path.lstat()
+        # Not Path.readlink, which drops a leading `./`.
+        target = os.readlink(path) if stat.S_ISLNK(now.st_mode) else None  # noqa: PTH115
+        if target != entry.target or not (target or stat.S_ISREG(now.st_mode)):
+            listed = stat.S_IFREG if entry.target is None else stat.S_IFLNK
+            evidence = f"is {_kind(now.st_mode, target)} instead of {_kind(listed, entry.target)}"
+            yield Finding(id="content", severity="error", subject=entry.path, evidence=evidence,
+                          fix="Unpack the bundle again.")  # fmt: skip
+            return
+        if target is not None:
+            return
         with path.open("rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    return None if digest == entry.sha256 else _changed(entry, digest)
+    if digest != entry.sha256:
+        yield _changed(entry, digest)
+    yield from check_mode(entry.path, stat.S_IMODE(now.st_mode), entry.mode)
 
 
-def _unpacked(prefix: Path, manifest: Manifest, damaged: Collection[str] = ()) -> Iterator[Finding]:
-    """All proofs that need the files alone. damaged: not to be read."""
+def _kind(mode: int, target: str | None) -> str:
+    """What a path is, in words. What is neither file nor link is not opened: reading a pipe waits for a writer."""
+    if stat.S_ISLNK(mode):
+        return f"a link to {target!r}"
+    return "a file" if stat.S_ISREG(mode) else "a pipe, socket or device"
+
+
+def _unpacked(prefix: Path, manifest: Manifest) -> Iterator[Finding]:
+    """All proofs that need the files alone, of those that are there."""
+    there = {path for path, entry in manifest.entries().items() if _is_there(prefix / path, entry)}
     seen = _Seen()
     for entry in manifest.entries().values():
         path = prefix / entry.path
-        if entry.target is not None or entry.path in damaged:
+        if entry.target is not None or entry.path not in there:
             continue
         if is_told(entry.path) and not entry.path.endswith(".py"):
             seen.texts[entry.path] = path.read_bytes()
         elif entry.size >= 64 and not entry.path.endswith(TEXT) and _is_object(path):
             with mapped(path) as view, memoryview(view) as content:
                 yield from _learn(seen, content, entry)
-    yield from _proofs(manifest, seen, prefix, damaged)
+    yield from _proofs(manifest, seen, there, prefix)
+
+
+def _is_there(path: Path, entry: Entry) -> bool:
+    """Whether a file or link of the manifest is in the tree, and as such; its content is not looked at."""
+    with host_errors(path):
+        return path.is_symlink() if entry.target is not None else path.is_file() and not path.is_symlink()
 
 
 def _learn(seen: _Seen, content: memoryview, entry: Entry) -> Iterator[Finding]:
@@ -228,10 +256,11 @@ def _is_object(path: Path) -> bool:
         return is_elf(handle.read(64))
 
 
-def _proofs(manifest: Manifest, seen: _Seen, prefix: Path | None = None,
-            damaged: Collection[str] = ()) -> Iterator[Finding]:  # fmt: skip
-    """All proofs that need the files alone. prefix: where sources are that are not in `seen`, but for damaged ones."""
-    listed = manifest.entries()
+def _proofs(manifest: Manifest, seen: _Seen, there: AbstractSet[str], prefix: Path | None = None) -> Iterator[Finding]:
+    """All proofs that need the files alone.
+
+    there: paths of the manifest that are in the tree. prefix: where sources are that are not in `seen`.
+    """
     contents = {}
     for layer in manifest.layers:
         told = [(one.path, seen.texts[one.path]) for one in layer.entries
@@ -245,8 +274,14 @@ def _proofs(manifest: Manifest, seen: _Seen, prefix: Path | None = None,
         """Sources are many, and few of them are reached: they are read when they are asked for."""
         if path in seen.texts:
             return source_imports(seen.texts[path])
-        told = prefix is not None and path.endswith(".py") and path in listed and path not in damaged
+        told = prefix is not None and path.endswith(".py") and path in there
         return source_imports((prefix / path).read_bytes()) if prefix and told else None
 
-    yield from prove_objects(manifest, seen.objects)
+    kernels = {path: one.kernel for path, one in seen.objects.items() if one.kernel}
+    wanted = file_floors({path: one.elf for path, one in seen.objects.items()}, kernels)
+    yield from check_listed(manifest.floors, wanted)
+    layers = [msgspec.structs.replace(layer, entries=[one for one in layer.entries if one.path in there])
+              for layer in manifest.layers]  # fmt: skip
+    # What is gone is no library that another could load.
+    yield from prove_objects(msgspec.structs.replace(manifest, layers=layers), seen.objects)
     yield from prove_content(manifest, contents, imports_of)

@@ -170,12 +170,32 @@ def test_pruned_files_are_gone(tree: Path) -> None:
     assert not list((tree / SITE).rglob("app*/**/tests/*"))
 
 
+def test_compose_detect_runs_below_the_floors(tree: Path, tmp_path: Path) -> None:
+    """What it says there is what `compose select --host` refuses that host by."""
+    copy = tmp_path / "copy"
+    shutil.copytree(tree, copy, symlinks=True)
+    floors = copy / "share/compose/floors"
+    floors.write_text(f"{floors.read_text().partition(chr(10))[0]}\nglibc\t99.0\tlibc.so.6\n")
+    assert json.loads(run(copy / "bin/compose-detect", "--json"))["schema"] == 1
+    refused = subprocess.run([copy / "bin/app-hello"], capture_output=True, text=True, check=False)
+    assert (refused.returncode, "needs glibc 99.0" in refused.stderr) == (11, True)
+
+
+PROGRAMS = ("compose-detect", "compose-doctor", "compose-model", "compose-service", "app-serve", "app-resolve")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_bundles_own_programs_run_by_path(name: str, tree: Path) -> None:
+    assert run(tree / "bin" / name, "--help").startswith("usage: ")
+
+
 def test_a_moved_bundle_runs(tree: Path, tmp_path: Path) -> None:
     for name in ("with spaces and ünïcødé", "second " + "long" * 50):
         moved = tmp_path / name / "prefix"
         shutil.copytree(tree, moved, symlinks=True)
         assert run(moved / "bin/app-hello") == "patched 42\n"
         assert run(moved / "bin/python", "-c", "import sys; print(sys.prefix)") == f"{moved}\n"
+        assert run(moved / "bin/compose-doctor", "--help").startswith("usage: compose-doctor")
         shutil.rmtree(moved)
 
 
@@ -265,7 +285,7 @@ VARIATIONS: Mapping[str, tuple[dict[str, str], int, tuple[str, ...]]] = {
     "umask 077": ({}, 0o077, ()),
     "umask 000, turkish": ({"LANG": "tr_TR.UTF-8", "LC_ALL": "tr_TR.UTF-8"}, 0o000, ()),
     "no locale, far east": ({"LANG": "C", "LC_ALL": "C", "TZ": "UTC-14"}, 0o022, ()),
-    "far west, no home": ({"TZ": "UTC+12", "HOME": "/nonexistent"}, 0o022, ()),
+    "far west, no home": ({"TZ": "UTC+12", "HOME": "/dev/null/none"}, 0o022, ()),
 }
 
 
@@ -371,6 +391,28 @@ def test_a_changed_recipe_composes_only_what_it_touches(stack: Stack, first: Fir
     assert stack.digest() != first.digest
 
 
+def test_a_program_can_be_left_out(stack: Stack) -> None:
+    stack.edit('paths = ["app/tests/**"]', 'paths = ["app/tests/**", "bin/app-hello"]')
+    stack.build().ok()
+    manifest = json.loads(stack.compose("inspect", "--json", str(stack.bundle)).ok().out)
+    app = next(one for one in manifest["layers"] if one["name"] == "app")
+    assert "bin/app-hello" not in {entry["path"] for entry in app["entries"]}
+    assert {(one["pattern"], one["files"]) for one in app["changes"]["pruned"]} == {
+        ("app/tests/**", 2), ("bin/app-hello", 1)}  # fmt: skip
+    stack.edit('"bin/app-hello"', '"bin/app-hullo"')
+    assert "'bin/app-hullo' matches no file" in stack.build().err
+
+
+def test_a_program_that_can_only_end_in_an_error_is_told(stack: Stack) -> None:
+    stack.edit('patches = ["app/greeting.patch"]\n', "")
+    stack.edit('paths = ["app/tests/**"]', 'paths = ["app/tests/**", "app/core.py"]')
+    stack.edit('imports = ["app", "app.core"]', 'imports = ["app"]')
+    stack.build().ok()
+    manifest = json.loads(stack.compose("inspect", "--json", str(stack.bundle)).ok().out)
+    (told,) = [one for one in manifest["warnings"] if one.startswith("bin/app-hello: ")]
+    assert "app.core is not in the bundle: app.core; pruned by app/core.py: tests are not served" in told
+
+
 def test_a_changed_patch_composes_only_its_distribution(stack: Stack) -> None:
     before = layers(stack.store)
     patch = stack.recipe.parent / "patches/app/greeting.patch"
@@ -461,6 +503,12 @@ def test_a_bundle_without_a_python_holds_none_and_is_sound(hosted: Stack) -> Non
     before = contents(tree)
     run(tree / "bin/app-hello", env={"PATH": _host_path()})
     assert contents(tree) == before
+
+
+def test_that_modules_import_on_this_machines_python_is_asked_each_time(hosted: Stack) -> None:
+    """Of a bundle with a Python it is asked once: that one stays what it is."""
+    for _ in range(2):
+        assert "importing modules" in hosted.build("--python", "host", "--imports").ok().err
 
 
 def test_a_bundle_without_a_python_leaves_one_with_it_alone(hosted: Stack) -> None:
@@ -609,16 +657,27 @@ def test_a_checksum_of_another_bundle_is_none(first: First, tmp_path: Path) -> N
         assert other.digest() == digest
 
 
-def test_a_layer_whose_facts_are_lost_is_made_again(first: First, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_text("{}x"), lambda path: path.write_text("[]")])
+def test_a_layer_whose_facts_are_lost_is_made_again(
+    first: First, tmp_path: Path, lose: Callable[[Path], object]
+) -> None:
     """Without them its requirements and imports would go unproven."""
-    other = first.stack.fresh(tmp_path / "other")
-    other.build().ok()
-    lost = list((other.store / "objects").glob("content*/*/*.json"))
-    for path in lost:
-        path.unlink()
-    other.bundle.unlink()
-    other.build().ok()
-    assert sorted((other.store / "objects").glob("content*/*/*.json")) == sorted(lost)
+    other = cold(first.stack, tmp_path / "other")
+    shutil.copytree(first.stack.store, other.store)
+    facts = {path: path.read_bytes() for path in (other.store / "objects").glob("content*/*/*.json")}
+    for path in facts:
+        lose(path)
+    assert "4 of 4 layers to compose" in other.build().ok().out
+    assert {path: path.read_bytes() for path in (other.store / "objects").glob("content*/*/*.json")} == facts
+
+
+def test_facts_of_an_older_form_are_none(first: First, tmp_path: Path) -> None:
+    """They lie where that form had them."""
+    other = cold(first.stack, tmp_path / "other")
+    shutil.copytree(first.stack.store, other.store)
+    (current,) = (other.store / "objects").glob("content*")
+    current.rename(current.with_name("content"))
+    assert "4 of 4 layers to compose" in other.build().ok().out
 
 
 def test_another_manifest_of_the_same_layers_is_another_bundle(first: First, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def stack(index: Index, tmp_path_factory: pytest.TempPathFactory) -> Stack:
 
 def words(stack: Stack, *more: str, python: str = "host", recipe: Path | None = None) -> list[str]:
     return [*COMPOSE, "build", "--recipe", str(recipe or stack.recipe), *TARGET, "--python", python,
-            "-o", str(stack.output), "--compress", "fast", *more]  # fmt: skip
+            "-o", str(stack.output), "--compress", "fast", "--no-unzstd", *more]  # fmt: skip
 
 
 def bundle(stack: Stack) -> Path:

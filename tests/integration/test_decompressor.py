@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import platform
 import random
@@ -22,6 +23,7 @@ from composer.steps.decompressor import TRIPLES, decompressor_sources, make_deco
 from composer.steps.fetch import fetch
 from composer.steps.layer import compressor
 from composer.store import Store
+from tests.stack import COMPOSE, NAME, Stack
 
 HERE = platform.machine()
 MACHINES = {"x86_64": 62, "aarch64": 183}  # EM_X86_64, EM_AARCH64
@@ -294,3 +296,66 @@ def test_a_reader_that_went_away_ends_it_quietly(program: Path) -> None:
         assert child.stderr
         assert child.stderr.read() == b""
     assert child.returncode == -13
+
+
+# --- beside a bundle --------------------------------------------------------------------------------------------------
+
+BESIDE = f"unzstd-{HERE}"
+
+
+@pytest.fixture
+def able(program: Path, stack: Stack) -> Stack:
+    """The small stack, with the program in its store."""
+    there = stack.store / program.relative_to(Store().root)
+    there.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(program, there)
+    return stack
+
+
+def test_the_line_that_a_build_prints_unpacks_without_a_zstd_program(able: Stack, tmp_path: Path) -> None:
+    out = able.build("--unzstd").ok().out
+    line = next(line for line in out.splitlines() if "without a zstd program" in line)
+    command = line.partition(": ")[2].rstrip(")")
+    assert command == f"tar -I ./{BESIDE} -xf {able.bundle.name} -C {NAME}"
+    (tmp_path / "bin").mkdir()
+    for name in ("mkdir", "sha256sum", "sh", "tar"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name) or name)
+    steps = f"sha256sum --quiet -c {BESIDE}.sha256 && mkdir {NAME} && {command}"
+    subprocess.run(["/bin/sh", "-c", steps], cwd=able.output, env={"PATH": str(tmp_path / "bin")}, check=True)
+    assert (able.output / NAME / "share/compose/manifest.json").is_file()
+
+
+def test_a_second_build_leaves_it_and_mends_it(able: Stack) -> None:
+    result = json.loads(able.build("--unzstd", "--json").ok().out.splitlines()[-1])
+    files = [able.output / BESIDE, able.output / f"{BESIDE}.sha256"]
+    assert result["unzstd"] == str(files[0])
+    before = [path.stat().st_ino for path in files]
+    assert "up to date" in able.build("--unzstd").ok().out
+    assert [path.stat().st_ino for path in files] == before
+    for path in files:
+        good = path.read_bytes()
+        path.write_bytes(good[:-1])
+        able.build("--unzstd").ok()
+        assert path.read_bytes() == good
+    files[0].chmod(0o644)
+    able.build("--unzstd").ok()
+    assert os.access(files[0], os.X_OK)
+
+
+@pytest.mark.parametrize("words", [("--no-unzstd",), ("--unzstd", "--offline")])
+def test_a_bundle_without_it_is_whole(stack: Stack, words: tuple[str, ...]) -> None:
+    done = stack.build(*words).ok()
+    assert (f"no {BESIDE} beside it, for hosts without zstd: " in done.out) == ("--unzstd" in words)
+    assert stack.leftovers() == []
+    assert stack.digest() in done.out
+    result = json.loads(stack.build(*words, "--json").ok().out.splitlines()[-1])
+    assert result["unzstd"] is None
+
+
+def test_a_matrix_has_it_once_for_all_its_bundles(able: Stack) -> None:
+    words = [*COMPOSE, "matrix", "--recipe", str(able.recipe), "--sm", "90,100", "--isa", "avx512", "--no-imports",
+             "-o", str(able.output)]  # fmt: skip
+    assert f"{BESIDE}: for hosts without a zstd program" in able.run(words).ok().err
+    names = sorted(path.name for path in able.output.iterdir())
+    assert names[-2:] == [BESIDE, f"{BESIDE}.sha256"]
+    assert len(names) == 6

@@ -50,7 +50,7 @@ def small(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stac
 
 def job(small: Stack, **lock: Any) -> Job:
     loaded = load_recipe(str(small.recipe))
-    target = Target(sm=90, isa="avx512", cuda="12.8", python=PYTHON)
+    target = Target(sms=(90,), isa="avx512", cuda="12.8", python=PYTHON)
     request = Request(loaded=loaded, component=loaded.recipe.component_of(NAME), target=target, flags=("-mavx512f",),
                       python=choose_python((PYTHON,)), lock=LockOptions(**lock))  # fmt: skip
     return prepare_build(request, Store(small.store))
@@ -100,6 +100,13 @@ def test_a_larger_machine_takes_as_much_of_less_time(tmp_path: Path) -> None:
     assert large["machine"] == {"cores": 64, "memory": 256 * 10**9, "disk": None}
     jobs = shipped(tmp_path, "--json", "--on", "64:256", "-j", "2")
     assert jobs["total"]["seconds"] == small["total"]["seconds"]
+
+
+def test_a_builder_is_everything_from_source(tmp_path: Path) -> None:
+    """For a machine that nobody has, whatever this one can build."""
+    named = shipped(tmp_path, "--json", "--on", "64:256", "--no-binary", "torch", "--no-binary", "flashinfer-jit-cache")
+    assert shipped(tmp_path, "--json", "--on", "64:256", "--recipe", "sglang-builder")["steps"] == named["steps"]
+    assert {"build torch 2.9.1", "build flashinfer-jit-cache 0.6.5+cu128"} <= {one["step"] for one in named["steps"]}
 
 
 def test_a_machine_that_is_too_small(tmp_path: Path) -> None:
@@ -276,7 +283,7 @@ def test_what_was_built_before_needs_no_budget(small: Stack) -> None:
     small.compose("wheel", NAME, "--recipe", str(small.recipe), *TARGET).ok()
     loaded = load_recipe(str(small.recipe))
     flags = ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma")
-    target = Target(sm=90, isa="avx512", cuda="12.8", python=PYTHON)
+    target = Target(sms=(90,), isa="avx512", cuda="12.8", python=PYTHON)
     request = Request(loaded=loaded, component=loaded.recipe.component_of(NAME), target=target, flags=flags,
                       python=choose_python((PYTHON,)))  # fmt: skip
     decision = consider(prepare_build(request, Store(small.store)), 0)

@@ -11,7 +11,9 @@ from click.testing import CliRunner, Result
 from composer.cli.explain import explain_library
 from composer.errors import VerifyError
 from composer.steps.tree import read_tree
+from tests.bundles import make_bundle
 from tests.integration.conftest import First
+from tests.shared_objects import library, retag
 from tests.stack import SITE
 
 
@@ -33,6 +35,26 @@ def test_who_needs_a_library_and_how_it_is_found(first: First, tree: Path) -> No
         f"  provided by {SITE}/core_lib/lib/libcore.so, to 1 object",
         f"  needed by {SITE}/native_ext/libext.so",
         "    found by $ORIGIN/../core_lib/lib, in its RPATH",
+    ]
+
+
+def test_a_library_that_only_others_can_load(tmp_path: Path) -> None:
+    plain = library(tmp_path / "plain")
+    objects = {
+        "libend.so": retag(plain, tmp_path / "end", soname="libend.so"),
+        "libmid.so": retag(plain, tmp_path / "mid", soname="libmid.so", needed=["libend.so"]),
+        "libuser.so": retag(plain, tmp_path / "user", needed=["libmid.so"], tag="rpath", entries="$ORIGIN"),
+    }
+    bundle = tmp_path / "small.tar.zst"
+    files = {f"lib/{name}": path.read_bytes() for name, path in objects.items()}
+    make_bundle(bundle, {"one": files}, store=tmp_path / "store")
+    assert explained("libend.so", bundle).output.splitlines() == [
+        "libend.so",
+        "  provided by lib/libend.so, to 1 object",
+        "  needed by lib/libmid.so",
+        "    not found when it is loaded by itself",
+        "  needed by lib/libmid.so",
+        "    found by $ORIGIN, in the RPATH of lib/libuser.so; when loaded by lib/libuser.so",
     ]
 
 

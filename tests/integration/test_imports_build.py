@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,40 @@ def test_the_same_content_is_asked_once(stack: Stack, tmp_path: Path) -> None:
         path.unlink()
     assert "importing modules" in stack.build("--imports").ok().err
     assert list((stack.store / "objects/imports").rglob("*.json"))
+
+
+def _huge(path: Path, record: dict[str, Any], sizes: list[dict[str, Any]]) -> None:
+    """A record of the store in which a file is larger than any disk."""
+    max(sizes, key=lambda one: one.get("size", 0))["size"] = 1 << 60
+    path.unlink()
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_room_for_the_imports_is_asked_for_before_anything_is_made(stack: Stack, known: bool) -> None:
+    """Of layers that the store has, and of wheels whose layers are still to be made."""
+    stack.build().ok()
+    stack.bundle.unlink()
+    for path in (stack.store / "objects/imports").rglob("*.json"):
+        path.unlink()
+    if known:
+        path, record = _record(stack, "layer", '"name":"core-lib"')
+        _huge(path, record, record["entries"])
+    else:
+        path, record = _record(stack, "layer", '"name":"core-lib"')
+        path.unlink()
+        path, record = _record(stack, "survey", '"core_lib/weights.bin"')
+        _huge(path, record, [file["member"] for file in record["files"]])
+    done = stack.build("--imports").refused(10, "MiB are needed to unpack the bundle", str(stack.store), "--no-imports")
+    assert "composing" not in done.err
+    assert not stack.bundle.exists()
+    assert stack.leftovers() == []
+
+
+def _record(stack: Stack, kind: str, text: str) -> tuple[Path, dict[str, Any]]:
+    """The one record of a kind that says this."""
+    (path,) = (path for path in (stack.store / "objects" / kind).rglob("*.json") if text in path.read_text())
+    return path, json.loads(path.read_text())
 
 
 def test_all_findings_are_told(stack: Stack) -> None:

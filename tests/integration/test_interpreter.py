@@ -487,7 +487,7 @@ def test_order_of_candidates_is_the_callers_then_the_floor():
 
 def test_none_found_names_both_ways():
     with pytest.raises(HostError) as caught:
-        choose_python(["3.99"], {"PATH": "", "HOME": "/nonexistent"})
+        choose_python(["3.99"], {"PATH": "", "HOME": "/dev/null/none"})
     assert "--python" in str(caught.value)
     assert "archive" in str(caught.value)
 

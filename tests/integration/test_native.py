@@ -18,6 +18,7 @@ import pytest
 
 import composer
 from composer.errors import BuildError
+from composer.formats.patch import apply_patch
 from composer.steps.fetch import fetch
 from composer.steps.load import load_recipe
 from composer.steps.native import (
@@ -81,6 +82,12 @@ def drive(python: Path, driver: Path, *args: str | Path, **env: str) -> Mapping[
 @pytest.fixture(scope="module")
 def seen(extension: Path, driver: Path) -> Mapping[str, object]:
     return drive(Path(sys.executable), driver, "ours", extension)
+
+
+@pytest.fixture(scope="module")
+def seen_of_38(extension: Path, driver: Path) -> Mapping[str, object]:
+    """The same, called as Triton 3.8 calls it."""
+    return drive(Path(sys.executable), driver, "ours-3.8", extension)
 
 
 def params(seen: Mapping[str, object], name: str) -> list[str]:
@@ -167,6 +174,37 @@ def test_hooks_surround_the_launch_and_the_gil_is_free_meanwhile(seen: Mapping[s
 @pytest.mark.parametrize("python", _pythons(), ids=lambda path: "-".join(path.parts[-3:]))
 def test_one_file_serves_every_cpython(python: Path, extension: Path, driver: Path, seen: Mapping[str, object]) -> None:
     assert drive(python, driver, "ours", extension) == seen
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("signed", packed("BBhiq", 1, 255, -32768, -(2**31), -(2**63))),
+        ("unsigned", packed("BBHIQ", 1, 255, 65535, 2**32 - 1, 2**64 - 1)),
+        ("tuples", packed("Qifq", 64 | 1 << 40, 5, 0.5, -1)),
+        ("many", packed("Qi", 4096 | 1 << 40, 9) * 60),
+    ],
+)
+def test_arguments_as_triton_38_gives_them(seen_of_38: Mapping[str, object], name: str, expected: list[str]) -> None:
+    assert params(seen_of_38, name) == expected
+
+
+def test_what_triton_38_asks_for_besides(seen_of_38: Mapping[str, object]) -> None:
+    assert seen_of_38["unload"] == ["unload 0x1111 ", None]
+    assert seen_of_38["capability"] == ["", "(75003, 76003)"]
+    assert seen_of_38["current device"] == ["", "5"]
+    sides = struct.pack("<3I", 2, 1, 1).hex()
+    assert seen_of_38["clusters"] == [f"set 0x2222 8 1024 set 0x2222 14 1 {sides} ", "1026"]
+    assert str(seen_of_38["16 CTAs"]).startswith("['set 0xdef 14 1 launch 16,1,1 ")
+    assert seen_of_38["unsigned masked"] == "OverflowError"
+
+
+def test_a_small_tensor_map_is_mended(seen_of_38: Mapping[str, object]) -> None:
+    texts = seen_of_38["map in memory"]
+    assert isinstance(texts, list)
+    small, large = (struct.unpack("<16Q", bytes.fromhex(text.partition("| ")[2])) for text in texts)
+    assert large[1] ^ small[1] == 1 << 21
+    assert (large[:1], large[2:]) == (small[:1], small[2:])
 
 
 def test_a_description_that_is_none(extension: Path) -> None:
@@ -283,3 +321,74 @@ def test_the_same_bytes_as_tritons_own_launchers(driver: Path, seen: Mapping[str
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == seen
+
+
+@pytest.fixture(scope="module")
+def triton_38(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A CPython 3.12, and a folder with the Triton that is locked for it."""
+    python = next((one for one in _pythons() if one.parts[-3].startswith("3.12")), None)
+    if python is None:
+        pytest.skip("triton 3.8.0 is locked for CPython 3.12")
+    site = tmp_path_factory.mktemp("triton")
+    pip = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--target", site, "triton==3.8.0"]
+    subprocess.run(pip, check=True)
+    return python, site
+
+
+@pytest.mark.real
+def test_the_same_bytes_as_the_launcher_of_triton_38(
+    driver: Path, seen_of_38: Mapping[str, object], triton_38: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Its one launcher is compiled here, and both are asked the same 300 things."""
+    assert shutil.which("gcc"), "Triton's own way needs gcc"
+    python, site = triton_38
+    theirs = subprocess.run(
+        [python, HERE / "drive.py", "triton-3.8"], capture_output=True, text=True, timeout=600,
+        env={"PATH": os.environ["PATH"], "LD_LIBRARY_PATH": str(driver), "PYTHONPATH": str(site),
+             "TRITON_CACHE_DIR": str(tmp_path / "cache"), "TRITON_LIBCUDA_PATH": str(driver)},
+    )  # fmt: skip
+    assert theirs.returncode == 0, theirs.stderr
+    assert json.loads(theirs.stdout) == seen_of_38
+
+
+LAUNCH_OF_38 = """
+import ctypes
+from types import SimpleNamespace
+import triton
+from triton.backends.nvidia import driver
+
+fake = ctypes.CDLL("libcuda.so.1")
+fake.fake_text.restype = ctypes.c_char_p
+triton.runtime.driver.set_active(driver.CudaDriver())
+metadata = SimpleNamespace(
+    global_scratch_size=0, global_scratch_align=1, profile_scratch_size=0, profile_scratch_align=1, num_ctas=1,
+    launch_cooperative_grid=False, launch_pdl=True, tensordesc_meta=None, instrumentation_mode="",
+)
+signature = {"x": "*fp32", "pair": ("i32", ("*bf16", "constexpr")), "n": "i32", "BLOCK": "constexpr", "scale": "bf16"}
+launcher = driver.CudaLauncher(SimpleNamespace(constants={}, signature=signature), metadata)
+sizes = (8, 4, 8, 4, 2, 8, 8)
+fake.fake_reset((ctypes.c_int * len(sizes))(*sizes), len(sizes), 0, 0)
+launcher(2, 3, 4, 0x55, 0xDEF, (4, 1, 1024), None, None, None, 0x7000, (7, (0x9000, 9)), -1, 3, 1.5)
+print(fake.fake_text().decode().partition("| ")[2])
+"""
+
+
+@pytest.mark.real
+def test_the_patched_triton_38_launches_without_a_compiler(
+    driver: Path, extension: Path, triton_38: tuple[Path, Path], tmp_path: Path
+) -> None:
+    python, site = triton_38
+    shutil.copytree(site, tmp_path / "site")
+    (patch,) = (Path(composer.__file__).parents[1] / "patches/triton/3.8.0").iterdir()
+    for name, data in apply_patch(patch.read_bytes(), lambda path: (site / path).read_bytes()).items():
+        (tmp_path / "site" / name).write_bytes(data)
+    shutil.copy(extension, tmp_path / "site/triton/backends/nvidia")
+    done = subprocess.run(
+        [python, "-B", "-c", LAUNCH_OF_38], capture_output=True, text=True,
+        env={"PATH": "/nonexistent", "LD_LIBRARY_PATH": str(driver), "PYTHONPATH": str(tmp_path / "site"),
+             "TRITON_CACHE_DIR": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    values = [*packed("QiQi", 0x7000, 7, 0x9000, -1), struct.pack("<f", 1.5)[2:].hex()]
+    assert done.stdout.split() == [*values, *packed("QQ", 0, 0)]
+    assert not (tmp_path / "cache").exists()

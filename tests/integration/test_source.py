@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -145,6 +146,15 @@ def test_requirements_that_the_build_does_without(small: Stack, index: Index) ->
     refused(small, 3, "absent-everywhere")
     small.edit("#more", 'unneeded = ["absent-everywhere"]')
     assert list(built(small)["inputs"]["requires"]) == ["tiny_build-1.0-py3-none-any.whl"]  # type: ignore[index]
+
+
+def test_requirements_for_a_newer_glibc_are_asked_for(small: Stack, index: Index) -> None:
+    tag = f"py3-none-manylinux_2_34_{os.uname().machine}"
+    backend = build_wheel("tiny-build", "1.0", {"tiny_build.py": BACKEND.encode()}, tag=tag)
+    index.projects["tiny-build"] = [File(filename=f"tiny_build-1.0-{tag}.whl", data=backend)]
+    refused(small, 3, "tiny-build")
+    small.edit("#more", "glibc = 34")
+    assert list(built(small)["inputs"]["requires"]) == [f"tiny_build-1.0-{tag}.whl"]  # type: ignore[index]
 
 
 def test_a_build_without_requirements_can_be_repeated(small: Stack, index: Index) -> None:

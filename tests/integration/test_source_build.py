@@ -13,7 +13,7 @@ import pytest
 
 from tests.servers import File, Index
 from tests.sources import BACKEND, FILES, NAME, offer, sdist, write_recipe
-from tests.stack import PTH, Stack
+from tests.stack import PTH, TARGET, Stack
 from tests.wheels import build_wheel, wheel_filename
 
 pytestmark = pytest.mark.skipif(shutil.which("ninja") is None, reason="the small source is built by ninja")
@@ -80,10 +80,31 @@ def test_a_plan_compiles_nothing(small: Stack) -> None:
     assert [one["name"] for one in small.plan()["built"]] == [NAME]
 
 
+def test_the_graph_reads_what_was_built(small: Stack) -> None:
+    words = ["graph", "--recipe", str(small.recipe), *TARGET]
+    assert f"not read (see compose fetch): {NAME}" in small.compose(*words).ok().out
+    assert not (small.home / "trace").exists()
+    small.build().ok()
+    (node,) = json.loads(small.compose(*words, "--json").ok().out)["nodes"]
+    assert (node["name"], node["version"], node["requires"]) == (NAME, "1.0+avx512", [])
+
+
 def test_what_no_index_has_as_a_wheel(small: Stack, index: Index) -> None:
     index.projects[NAME] = [File(filename="small_ext-1.0.tar.gz", data=sdist(FILES))]
     small.edit("sdist = true", "sdist = true\nprebuilt = false")
     small.build().ok()
+    assert "small_ext.so" in members(small)
+
+
+def test_what_no_index_has_and_cannot_be_built_is_gone_without(small: Stack, index: Index) -> None:
+    index.projects[NAME] = [File(filename="small_ext-1.0.tar.gz", data=sdist(FILES))]
+    small.edit("sdist = true", 'sdist = true\nprebuilt = false\nwhen = "auto"')
+    small.recipe.write_text(small.recipe.read_text() + '\n[[component]]\nname = "hook"\nversion = "1.0"\n')
+    done = small.build().ok()
+    assert "small-ext is not built from source: no record says how long it takes" in done.out
+    assert not any(name.startswith("small_ext") for name in members(small))
+    assert "hook.py" in members(small)
+    small.build("--no-binary", NAME).ok()
     assert "small_ext.so" in members(small)
 
 

@@ -69,6 +69,15 @@ def test_a_build_that_failed_is_not_one_that_was_built(small: Stack, index: Inde
     assert "prebuilt wheel" in torch_of(small, "--torch-budget", "0")
 
 
+@pytest.mark.parametrize("command", [("plan",), ("build", "--dry-run")])
+def test_a_plan_takes_jobs_as_its_build_does(small: Stack, command: tuple[str, ...]) -> None:
+    """--jobs wins over MAX_JOBS, which is not looked at then."""
+    words = small.words(*command[1:], "--torch", "source", command=command[0])
+    environ = {**small.environ, "MAX_JOBS": "many"}
+    small.run(words, env=environ).refused(10, "MAX_JOBS: 'many' is not a number of jobs")
+    assert "built from source" in small.run([*words, "-j", "1"], env=environ).ok().out
+
+
 def test_switches_that_contradict_each_other(small: Stack) -> None:
     small.build("--torch", "wheel", "--no-binary", "torch").refused(2, "contradict each other")
     small.build("--torch", "t-1-py3-none-any.whl", "--no-binary", "torch").refused(2, "contradict each other")

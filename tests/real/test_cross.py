@@ -160,7 +160,7 @@ def test_every_module_of_its_standard_library_loads(prefix: Path, host: Path) ->
 
 def test_its_launchers_find_it(prefix: Path, host: Path) -> None:
     assert os.readlink(prefix / "bin/python") == "python3"  # noqa: PTH115 - Path drops a leading ./
-    done = emulated(host, prefix / "bin/python3.11", "-m", "_compose.detect", "--help")
+    done = emulated(host, prefix / "bin/python3.11", "-m", "_compose.host.detect", "--help")
     assert done.returncode == 0, done.stderr
 
 

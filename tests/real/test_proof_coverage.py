@@ -72,7 +72,7 @@ def _composed(recipe: Recipe, wheels: Mapping[str, Mapping[str, GpuImages]], sm:
     for name, code in wheels.items():
         pruned = [text for one in recipe.component_of(name).prune if one.applies(sm) for text in one.paths]
         kept = {path: one for path, one in code.items() if not any(matches(path, text) for text in pruned)}
-        tree |= kept if recipe.composed(name, sm) else {}
+        tree |= kept if recipe.composed(name, [sm]) else {}
     return tree
 
 

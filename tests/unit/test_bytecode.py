@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,16 @@ from pathlib import Path
 import pytest
 
 from composer.errors import BuildError
+from composer.interpreter.tree import InterpreterTree, file_entry, tree_digest
+from composer.steps.base import _write
 from composer.steps.bytecode import compile_sources
+from composer.steps.layer import find_layer
+from composer.steps.plan import Options
+from composer.store import Store
 
 PYTHON = Path(sys.executable)
 TAG = str(sys.implementation.cache_tag)
+MINOR = ".".join(platform.python_version_tuple()[:2])
 GOOD = {
     "pack/__init__.py": b"",
     "pack/one.py": b"KINDS = {'a', 'b', 'c', 'd', 'e'}\ndef known(kind): return kind in {'x', 'y', 'z', 'u', 'v'}\n",
@@ -97,3 +104,14 @@ def test_an_interpreter_that_fails(tmp_path: Path, program: str, what: str) -> N
 def test_no_interpreter() -> None:
     with pytest.raises(BuildError, match="program not found"):
         compile_sources(Path("/nonexistent/python"), {"a.py": b""}, TAG)
+
+
+def test_an_interpreter_is_another_layer_where_nothing_compiles_it(tmp_path: Path) -> None:
+    """Without bytecode of all modules, too: those that come before the bundle's own have theirs if anything can."""
+    entry = file_entry(f"lib/python{MINOR}/encodings/__init__.py", b"kept = 1\n")
+    tree = InterpreterTree(version=platform.python_version(), minor=MINOR, provider="archive", glibc_floor="2.17",
+                           digest=tree_digest([entry]), entries=(entry,))  # fmt: skip
+    store = Store(tmp_path)
+    keys = [_write(store, tree, compiler, None, Options(bytecode=False)).key for compiler in (None, PYTHON)]
+    layers = [find_layer(store, key) for key in keys]
+    assert [len(layer.entries) for layer in layers if layer] == [1, 2]

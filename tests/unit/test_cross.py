@@ -25,7 +25,7 @@ from composer.steps.resolve import fits
 
 ARM = read_elf(render_stub("liba.so", ["answer"], 0, "aarch64"), "liba.so")
 X86 = read_elf(render_stub("liba.so", ["answer"], 0, "x86_64"), "liba.so")
-GRACE = Target(sm=90, isa="armv9", cuda="12.8", python="3.12", machine="aarch64")
+GRACE = Target(sms=(90,), isa="armv9", cuda="12.8", python="3.12", machine="aarch64")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

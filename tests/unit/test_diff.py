@@ -11,6 +11,7 @@ from composer.formats.seekable import Frame
 from composer.model.coverage import Coverage
 from composer.model.diff import Comparison, Difference, compare
 from composer.model.dlopen import DlopenRule
+from composer.model.input import InputFacts
 from composer.model.layer import Changes, Entry, FileChange, Layer, Part, PruneChange, RequiresChange
 from composer.model.manifest import Check, Floor, Manifest
 from composer.model.plan import BuiltFacts, LeftOut
@@ -70,7 +71,7 @@ FIELDS: dict[str, tuple[Any, list[tuple[str, str, str | None, str | None]]]] = {
     "coverage": (
         [],
         [("coverage", "torch/*", '{"files":["torch/*"],"requires":"every","reason":"kernels","sm":[],"sm-not":[],'
-          '"otherwise":null}', None)],
+          '"machines":[],"otherwise":null}', None)],
     ),
     "dlopen": (
         [],
@@ -81,6 +82,11 @@ FIELDS: dict[str, tuple[Any, list[tuple[str, str, str | None, str | None]]]] = {
         [],
         [("runtime", "kernels", '{"what":"kernels","of":"triton","reason":"each","needs":["a/b"],"unless":[],'
           '"cache":null,"asked-by":null,"instead":null,"sm":[],"sm-not":[]}', None)],
+    ),
+    "inputs": (
+        [InputFacts(name="graph", path="share/inputs/graph", variable="GRAPH", sha256="d1", files=1, size=9,
+                    reason="r")],
+        [("input", "graph", None, "sha256 d1, 1 files, 9 bytes")],
     ),
     "checks": (
         [Check(module="torch", needs_driver=False), Check(module="numpy", needs_driver=False)],

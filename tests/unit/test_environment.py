@@ -316,11 +316,12 @@ def test_a_recipe_s_variables_and_odd_lines(tmp_path: Path) -> None:
     recipe = {"PLACE": "{prefix}/lib {unknown} {", "TRITON_CACHE_DIR": "{cache}/own", "SET": "x", "SIGNS": "a=b?=+=#"}
     prefix = make(tmp_path / "a {cache} b", recipe=recipe)
     with (prefix / "etc/env").open("ab") as stream:
-        stream.write(b"\n=nothing\nno sign\n#X=1\nBYTES=\xff\n")
-    found = changes(prefix, HOME=str(tmp_path), USER="me", SET="mine")
+        stream.write(b"\n=nothing\nno sign\n#X=1\nBYTES=\xff\nA B=1\nC-D?=1\n2E+=1\nF$(x)=1\nunset G H\nI'=1\n")
+    found = changes(prefix, HOME=str(tmp_path), USER="me", SET="mine", **{"G H": "kept"})
     assert (found["PLACE"], found["SIGNS"], found["BYTES"]) == (f"{prefix}/lib {{unknown}} {{", "a=b?=+=#", "\udcff")
     assert found["TRITON_CACHE_DIR"] == f"{found['COMPOSE_CACHE']}/own"
     assert not {"SET", "#X", "X", "", "no sign"} & set(found)
+    assert all(name.isidentifier() for name in found)
 
 
 def test_a_bundle_without_etc_env_starts(prefix: Path, tmp_path: Path) -> None:

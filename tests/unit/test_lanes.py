@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from composer.errors import RecipeError
 from composer.formats.patch import apply_patch
+from composer.model.lock import parse_lock
 from composer.model.overlay import overlaid, parse_overlay
 from composer.model.recipe import Recipe
 from composer.model.target import Target
-from composer.steps.load import data_root, load_recipe, load_targets
+from composer.steps import load
+from composer.steps.load import data_root, load_named, load_recipe, load_targets
 from composer.steps.locks import lock_request, read_lock
 
 LANES = ("sglang", "sglang-forward", "sglang-forward-aarch64", "vllm")
+SMALL = """\
+schema = 1
+name = "small"
+version = "1.0"
+summary = "A test"
+cuda = "12.8"
+pythons = ["3.12"]
+as-of = 2026-03-11T00:00:00Z
+sm = [90]
+[[component]]
+name = "alpha"
+version = "1.0"
+"""
 SMS = sorted(map(int, load_targets().sm))
 
 
@@ -28,7 +45,7 @@ def locks() -> Iterator[tuple[str, tuple[str, ...], str, str]]:
 
 
 def target(recipe: Recipe, sm: int) -> Target:
-    return Target(sm=sm, isa="", cuda=recipe.cuda, python=recipe.pythons[0], machine=recipe.machines[0])
+    return Target(sms=(sm,), isa="", cuda=recipe.cuda, python=recipe.pythons[0], machine=recipe.machines[0])
 
 
 @pytest.mark.parametrize(("name", "overlays", "python", "machine"), list(locks()))
@@ -70,11 +87,60 @@ def test_a_version_of_a_stack_names_its_recipe() -> None:
     assert load_recipe("vllm:0.15.1").spelling == "vllm"
 
 
+@pytest.mark.parametrize(("machine", "recipe"), [("x86_64", "sglang-forward"), ("aarch64", "sglang-forward-aarch64")])
+def test_the_machine_decides_between_the_recipes_of_a_version(machine: str, recipe: str) -> None:
+    assert load_recipe("sglang:0.5.23", machine=machine).spelling == recipe
+    assert load_recipe("sglang:0.5.9", machine=machine).spelling == "sglang"  # which says itself why not
+    assert [one.spelling for one in load_named("sglang:0.5.23")] == ["sglang-forward", "sglang-forward-aarch64"]
+
+
+@pytest.mark.parametrize("name", ["sglang-builder", "sglang:0.5.9-builder"])
+def test_a_builder_takes_from_source_what_the_lane_can_build(name: str) -> None:
+    plain, builder = load_recipe("sglang"), load_recipe(name)
+    assert {one.name for one in plain.recipe.component if one.build} == {"torch", "flashinfer-jit-cache"}
+    assert {one.build.when for one in plain.recipe.component if one.build} != {"always"}
+    assert {one.build.when for one in builder.recipe.component if one.build} == {"always"}
+    assert (builder.digest, builder.spelling) == (plain.digest, plain.spelling)
+    asked = [lock_request(one.recipe, "3.12", "x86_64") for one in (plain, builder)]
+    assert asked[0].recipe == asked[1].recipe
+
+
+def test_a_builder_of_what_nothing_says_how_to_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/small.toml").write_text(SMALL)
+    monkeypatch.setattr(load, "data_root", lambda: tmp_path)
+    assert load_recipe("small:1.0").spelling == "small"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("small-builder")
+    assert caught.value.what == "small 1.0 does not say how anything of it is built"
+
+
+def test_a_lock_is_called_as_its_file(tmp_path: Path) -> None:
+    for name, overlays, python, machine in locks():
+        path = load_recipe(name, overlays).lock_path(python, machine)
+        assert read_lock(path).filename == path.name
+        assert parse_lock(path.read_text(), path.name).filename == path.name
+    other = tmp_path / "pylock.other.toml"
+    shutil.copy(path, other)
+    assert read_lock(other).filename == "pylock.other.toml"
+
+
+@pytest.mark.parametrize(
+    ("overlays", "command"),
+    [((), "compose lock sglang"), (("lean",), "compose lock sglang"),
+     (("lean", "sm120"), "compose lock sglang --overlay sm120")],
+)  # fmt: skip
+def test_the_command_that_makes_a_lock_anew(overlays: tuple[str, ...], command: str) -> None:
+    assert load_recipe("sglang", overlays).lock_command == command
+
+
 @pytest.mark.parametrize(
     ("name", "what", "words"),
     [
         ("sglang:0.5.23", "2 recipes are sglang:0.5.23", ("sglang-forward", "sglang-forward-aarch64")),
-        ("sglang:9.9", "no recipes are sglang:9.9", ("sglang:0.5.9",)),
+        ("sglang:9.9", "no recipe 'sglang:9.9'", ("sglang:0.5.9", "sglang:0.5.23")),
+        ("sglng:0.5.9", "no recipe 'sglng:0.5.9'", ("Did you mean 'sglang'?",)),
+        ("sglan-builder", "no recipe 'sglan'", ("Did you mean 'sglang'?",)),
         ("tgi:1.0", "no recipe 'tgi:1.0'", ("sglang",)),
     ],
 )

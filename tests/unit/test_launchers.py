@@ -97,6 +97,26 @@ def test_other_pythons_settings_do_not_reach_the_bundle(prefix):
     assert env["PYTHONUTF8"] == "1"
 
 
+def test_only_a_program_that_tells_what_the_host_is_runs_below_the_floors(prefix):
+    """With the real check of floors, as a .pth file runs it: compose-detect's output is what `compose select` wants."""
+    site = prefix / "lib/site"
+    shutil.copytree(RUNTIME, site / "_compose", ignore=shutil.ignore_patterns("__pycache__"))
+    (prefix / "share/compose").mkdir(parents=True)
+    (prefix / "share/compose/floors").write_text("small\nglibc\t9.99\tlibc.so.6\n")
+    (prefix / "bin/floored.py").write_text(f"""
+import sys; sys.path.insert(0, {str(site)!r})
+import _compose
+_compose.PREFIX = {str(prefix)!r}
+import _compose.floors
+from show_arguments import Group
+""")
+    detect = install(prefix / "bin/detect", script_launcher("floored", "Group.main", any_host=True))
+    other = install(prefix / "bin/other", script_launcher("floored", "Group.main"))
+    assert launch(detect, PATH=SEARCH)[0] == 7
+    code, _, said = launch(other, PATH=SEARCH)
+    assert (code, "needs glibc 9.99" in said) == (11, True)
+
+
 @pytest.mark.parametrize("place", ["a:b", "../x", "a b", "a;b", "", "class", "a..b", "a\nb"])
 def test_entry_point_that_is_not_two_dotted_names_is_refused(place):
     with pytest.raises(WheelError, match="entry point"):
@@ -165,6 +185,8 @@ SHELLS = {
     "bash": ["bash", "-euc"],
     "bash as sh": ["bash", "--posix", "-euc"],
     "zsh": ["zsh", "-feuc"],
+    "zsh as sh": ["zsh", "--emulate", "sh", "-euc"],
+    "zsh as ksh": ["zsh", "--emulate", "ksh", "-euc"],
     "dash": ["dash", "-euc"],
     "busybox": ["busybox", "sh", "-euc"],
     "fish": ["fish", "--no-config", "-c"],
@@ -250,6 +272,24 @@ def test_activate_obeys_etc_env_and_deactivate_restores_everything(shell, active
 
 
 @pytest.mark.parametrize("shell", SHELLS)
+def test_a_line_of_etc_env_that_no_shell_can_set_is_passed_over(shell, tmp_path):
+    prefix = activatable(tmp_path / "bundle")
+    with (prefix / "etc/env").open("ab") as stream:
+        stream.write(b"A B=1\nC-D=1\nunset E F\nLAST=here\n")
+    (inside,) = dumps(shell, [source(shell, prefix), DUMP], tmp_path)
+    assert inside["LAST"] == "here"
+    assert "A B" not in inside
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "dash", "busybox"])
+def test_without_etc_env_activate_says_so(shell, tmp_path):
+    prefix = activatable(tmp_path / "bundle")
+    (prefix / "etc/env").unlink()
+    said = run(shell, [f"set +e; {source(shell, prefix)} 2>&1; echo $?"], tmp_path)
+    assert said == [f"activate: {prefix}/etc/env cannot be read: unpack the bundle again", "1"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
 def test_twice_on_is_once_off(shell, tmp_path):
     prefix = activatable(tmp_path / "bundle")
     lines = [DUMP, source(shell, prefix), DUMP, source(shell, prefix), DUMP, "deactivate", DUMP]
@@ -330,7 +370,7 @@ def test_the_prompt_of_fish_and_csh(tmp_path):
     assert run("tcsh", lines, tmp_path) == ["(stack-1.0) % ", "% "]
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "dash", "busybox"])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "zsh as sh", "dash", "busybox"])
 def test_activate_in_a_subshell_and_by_a_relative_path(shell, tmp_path):
     prefix = activatable(tmp_path / "bundle")
     lines = ["(. ./bin/activate; echo $COMPOSE_PREFIX)", "cd bin; . ./activate; echo $COMPOSE_PREFIX"]

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "composer"
 #: Rooms from the top down: a module imports from its own room or from those after it.
 ROOMS = (
     "cli", "deploy", "host", "steps", "farm", "interpreter", "proofs", "launchers", "_pip", "store", "remote",
-    "_proc", "_direct", "_fs", "formats", "model", "events", "errors", "__init__",
+    "_proc", "_direct", "_fs", "formats", "model", "events", "_json", "errors", "__init__",
 )  # fmt: skip
 PURE = ("model", "formats")
 WORLDLY = {"os", "subprocess", "socket", "time", "shutil", "tempfile", "pathlib", "requests", "pip", "random"}
@@ -75,8 +75,31 @@ def test_no_import_cycle():
         visit(name, [])
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "runtime").glob("*.py")), ids=lambda path: path.name)
+#: What travels: its folders from the top down, and "" for what lies beside them.
+TRAVELS = sorted(path for path in (PACKAGE / "runtime").rglob("*.py") if path.parent.name != "launch")
+FOLDERS = ("doctor", "serve", "service", "model", "host", "")
+
+
+def relative_imports(path: Path) -> set[str]:
+    """The folders that a module of the runtime imports from when it is imported itself."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.parent if node.level == 1 else path.parent.parent
+            modules = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {(base / name.replace(".", "/")).relative_to(PACKAGE / "runtime").parent.name for name in modules}
+    return found
+
+
+@pytest.mark.parametrize("path", TRAVELS, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_what_travels_in_a_bundle_needs_nothing_but_the_standard_library(path):
     names = {name.split(".")[0] for name in imports(str(path.relative_to(PACKAGE)))}
     assert names <= sys.stdlib_module_names
     ast.parse(path.read_text(), feature_version=(3, 10))
+
+
+@pytest.mark.parametrize("path", TRAVELS, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_of_what_travels_point_downwards(path):
+    """So what runs at every start, which lies beside the folders, takes nothing from them then."""
+    own = FOLDERS.index(path.relative_to(PACKAGE / "runtime").parent.as_posix().removeprefix("."))
+    assert {name for name in relative_imports(path) if FOLDERS.index(name) < own} == set()

@@ -9,7 +9,7 @@ from composer.steps.matrix_report import Board, Cell, Row
 
 
 def board(rows=2):
-    return Board([Row(name=f"target {number}", recipe="small", sm=90, isa="avx2") for number in range(rows)])
+    return Board([Row(name=f"target {number}", recipe="small", sms=(90,), isa="avx2") for number in range(rows)])
 
 
 def step(board, key, kind, *owners, **state):

@@ -60,7 +60,7 @@ status = 16
 reason = "nobody calls it"
 message = "compose without it"
 """
-TARGET = Target(sm=90, isa="avx512", cuda="12.8", python="3.12")
+TARGET = Target(sms=(90,), isa="avx512", cuda="12.8", python="3.12")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from composer.errors import RecipeError
 from composer.model.profile import flag_words, parse_profiles, render_profiles, render_rules
-from composer.runtime.profiles import ProfileError, profile, read
+from composer.runtime.serve.profiles import ProfileError, profile, read
 from composer.steps.advise import Command, find_profile, load_profiles, load_rules, of_profile
 
 SHIPPED = load_profiles()
@@ -112,21 +112,30 @@ def test_a_file_gives_its_profiles_what_they_lack():
     (None, 14, "t4-phi3.5-awq", "dcp-kimi-k2.5"),
 ])  # fmt: skip
 def test_a_bundle_gets_what_its_stack_and_its_gpu_serve(sm, count, has, lacks):
-    found = json.loads(render_profiles(SHIPPED, stack="sglang", version="0.5.9", sm=sm))
+    found = json.loads(render_profiles(SHIPPED, stack="sglang", version="0.5.9", sms=[sm] if sm else []))
     assert len(found["profiles"]) == count
     assert has in found["profiles"]
     assert lacks not in found["profiles"]
     assert (found["schema"], found["stack"], found["sm"]) == (1, "sglang 0.5.9", sm)
 
 
+def test_a_bundle_for_several_gets_what_any_of_them_serves_and_is_told_which():
+    found = json.loads(render_profiles(SHIPPED, stack="sglang", version="0.5.9", sms=[90, 120]))
+    assert found["sm"] == [90, 120]
+    assert found["profiles"]["glm5-nvfp4-mtp-8gpu"]["sm"] == [120]
+    assert "sm" not in found["profiles"]["llama-70b-tp4"]
+    alone = json.loads(render_profiles(SHIPPED, stack="sglang", version="0.5.9", sms=[120]))
+    assert not [one for one in alone["profiles"].values() if "sm" in one]
+
+
 def test_another_version_of_the_stack_gets_none():
-    assert json.loads(render_profiles(SHIPPED, stack="sglang", version="0.5.10", sm=120))["profiles"] == {}
-    assert json.loads(render_profiles(SHIPPED, stack="vllm", version="0.5.9", sm=120))["profiles"] == {}
+    assert json.loads(render_profiles(SHIPPED, stack="sglang", version="0.5.10", sms=[120]))["profiles"] == {}
+    assert json.loads(render_profiles(SHIPPED, stack="vllm", version="0.5.9", sms=[120]))["profiles"] == {}
 
 
 def test_rendering_does_not_depend_on_the_order_of_files():
     backwards = dict(reversed(SHIPPED.items()))
-    render = [render_profiles(one, stack="sglang", version="0.5.9", sm=120) for one in (SHIPPED, backwards)]
+    render = [render_profiles(one, stack="sglang", version="0.5.9", sms=[120]) for one in (SHIPPED, backwards)]
     assert render[0] == render[1]
 
 
@@ -158,7 +167,7 @@ def test_an_unknown_profile_is_told_the_nearest():
 def prefix(tmp_path):
     folder = tmp_path / "a bundle" / "share" / "compose"
     folder.mkdir(parents=True)
-    (folder / "profiles.json").write_bytes(render_profiles(SHIPPED, stack="sglang", version="0.5.9", sm=120))
+    (folder / "profiles.json").write_bytes(render_profiles(SHIPPED, stack="sglang", version="0.5.9", sms=[120]))
     return tmp_path / "a bundle"
 
 

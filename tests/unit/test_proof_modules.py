@@ -8,7 +8,7 @@ import pytest
 
 from composer.formats.python_imports import source_imports
 from composer.formats.python_tree import python_tree, standard_library
-from composer.proofs.modules import Left, check_losses, check_modules, distribution_of
+from composer.proofs.modules import Left, check_losses, check_modules, check_programs, distribution_of
 
 SITE = "lib/python3.12/site-packages/"
 STDLIB = ("lib/python3.12/os.py", "lib/python3.12/json/__init__.py", "lib/python3.12/json/decoder.py",
@@ -192,3 +192,23 @@ def test_what_leaving_out_costs():
     assert note.evidence == (
         "app/m0.py, app/m1.py, app/m2.py, app/m3.py and 2 more cannot be imported without scipy, left out: unused"
     )
+
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+
+
+def test_programs_that_can_only_end_in_an_error():
+    good = "import json, app.inner\ntry:\n    import rich\nexcept ImportError: 0\n"
+    sources = {"app/__init__.py": "", "app/good.py": good,
+               "app/inner.py": "", "app/bad.py": "import app.table\n", "app/table.py": "import tabulate\n"}  # fmt: skip
+    files = {SITE + path: text.encode() for path, text in sources.items()}
+    scans = {path: source_imports(text) for path, text in files.items()}
+    programs = {"bin/c-good": "app.good", "bin/b-bad": "app.bad", "bin/a-gone": "tools.main", "bin/d-lost": "app.lost"}
+    left = Left(dropped={"tabulate": "tables only"}, pruned={})
+    found = check_programs(tree(*sources), scans.get, programs, left)
+    assert [(one.id, one.severity, one.subject, one.evidence) for one in found] == [
+        ("imports.program", "warning", "bin/a-gone", "ends in an error: tools is not in the bundle: tools"),
+        ("imports.program", "warning", "bin/b-bad", "ends in an error: tabulate is not in the bundle: "
+         "app.bad > app.table > tabulate; tabulate was left out: tables only"),
+        ("imports.program", "warning", "bin/d-lost", "ends in an error: app.lost is not in the bundle: app.lost"),
+    ]  # fmt: skip

@@ -24,7 +24,7 @@ def change(**values):
 
 def check(row, *paths, stack=("app",), sm=90):
     return [(one.id, one.severity, one.subject, one.evidence) for one in
-            check_offline([row], set(paths), stack, sm=sm, python="3.12")]  # fmt: skip
+            check_offline([row], set(paths), stack, sms=[sm], python="3.12")]  # fmt: skip
 
 
 def test_what_is_made_with_what_is_there():
@@ -32,12 +32,19 @@ def test_what_is_made_with_what_is_there():
     assert check(ROW, *HELD) == [("offline.compiles", "note", "app", evidence)]
 
 
+def test_of_several_sms_one_that_needs_it_is_enough():
+    row = change(sm=(90,))
+    assert [len(check_offline([row], (), ("app",), sms=sms, python="3.12")) for sms in ([80], [80, 90])] == [0, 1]
+    row = change(sm_not=(90,))
+    assert [len(check_offline([row], (), ("app",), sms=sms, python="3.12")) for sms in ([90], [80, 90])] == [0, 1]
+
+
 def test_what_plain_serving_needs_and_does_not_have():
     evidence = "kernels: made at first use with app/tool and nvcc, which the bundle does not hold; each one"
     assert check(ROW, "bin/ninja", f"{SITE}bin/nvcc", "app/tool") == [("offline.needs", "error", "app", evidence)]
-    (finding,) = check_offline([ROW], (), ("app",), sm=90, python="3.12")
+    (finding,) = check_offline([ROW], (), ("app",), sms=[90], python="3.12")
     assert finding.fix == "Patch it, or drop the distribution."
-    (finding,) = check_offline([change(unless=("app/ahead/*.so",))], (), ("app",), sm=90, python="3.12")
+    (finding,) = check_offline([change(unless=("app/ahead/*.so",))], (), ("app",), sms=[90], python="3.12")
     assert finding.fix == "Add what has it made ahead: app/ahead/*.so."
 
 
@@ -86,6 +93,6 @@ def test_the_rows_of_this_project():
 
 def test_another_way_to_serve_makes_it_a_warning() -> None:
     row = RuntimeWork(what="kernels", of="stack", needs=("nvcc",), reason="by default", instead="--backend triton")
-    (found,) = check_offline([row], set(), {"stack"}, sm=80, python="3.12")
+    (found,) = check_offline([row], set(), {"stack"}, sms=[80], python="3.12")
     assert (found.id, found.severity, found.fix) == ("offline.needs", "warning", None)
     assert found.evidence.endswith("by default; --backend triton serves without")

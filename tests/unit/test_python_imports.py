@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import gc
 import sysconfig
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -98,3 +101,30 @@ def test_the_standard_library_cut_and_whole():
         data = path.read_bytes()
         assert source_imports(data).imports == tuple(_of_module(data)), path
         assert ast.parse(data)
+
+
+class _Yielding:
+    """Garbage whose end lets another thread run, wherever the collector finds it."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        time.sleep(0)
+
+
+def test_threads_that_read_at_the_same_time_do_not_disturb_each_other() -> None:
+    """CPython 3.11 counts how deep trees are for all threads together (python/cpython#106905)."""
+    text = b"class C:\n" + b"".join(b"    from package%d import a, b, c\n" % number for number in range(300))
+
+    def read(_number: int) -> int:
+        _Yielding()
+        return len(source_imports(text).imports)
+
+    before = gc.get_threshold()
+    gc.set_threshold(50)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert set(pool.map(read, range(400))) == {300}
+    finally:
+        gc.set_threshold(*before)

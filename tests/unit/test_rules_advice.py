@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -26,6 +27,7 @@ from composer.steps.advise import (
 )
 from composer.steps.facts import here_values, host_values, launch_values, manifest_values, model_folder_values
 from composer.steps.load import load_targets
+from composer.steps.stack import Stack
 
 BOOK = load_rules()
 SITE = "lib/python3.12/site-packages"
@@ -47,6 +49,7 @@ FILES = {
         f"{SITE}/sglang/__init__.py": b"",
         f"{SITE}/sglang/launch_server.py": b"from sglang.srt.server_args import ServerArgs\nServerArgs.add_cli_args(p)",
         f"{SITE}/sglang/srt/server_args.py": SERVER_ARGS.encode(),
+        f"{SITE}/sglang/srt/layers/quantization/__init__.py": b"QUANTIZATION_METHODS = {'fp8': 1}\n",
         f"{SITE}/sglang/srt/environ.py": b"class Envs:\n    SGLANG_ENABLE_SPEC_V2 = EnvBool(False)\n"
                                          b'if key.startswith("SGL_"):\n    pass\n',
         f"{SITE}/sglang/srt/common.py": b"import os\nos.environ['SGLANG_PORT']  # SGLANG_OLD\n",
@@ -133,7 +136,7 @@ def test_a_bundle_without_the_program(tmp_path):
 
 
 def test_facts_of_a_manifest():
-    found = manifest_values(MANIFEST, load_targets())
+    found = manifest_values(MANIFEST, load_targets(), 90)
     assert found["target.sm"] == 90
     assert found["target.isa_features"] == ["avx512f", "avx512dq", "avx512vl", "avx512bw", "fma"]
     assert (found["stack.engine"], found["stack.sglang"], found["stack.torch"]) == ("sglang", "0.5.9", "2.9.1")
@@ -159,6 +162,34 @@ def test_of_different_gpus_those_count_that_the_bundle_is_for():
     assert "host.sm" not in host_values(mixed, None, {})
     found = host_values(mixed, 120, {})
     assert (found["host.sm"], found["host.gpu"], found["topo.gpus"]) == (120, "RTX PRO 6000", 1)
+
+
+def stack_for(sms):
+    manifest = msgspec.structs.replace(MANIFEST, target=TARGET | {"sm": sms})
+    return Stack(path=Path("a bundle"), manifest=manifest, sources={})
+
+
+@pytest.mark.parametrize(("sms", "host", "judged", "fits"), [
+    ("80 90", 90, 90, "ok"), ("80 90", 80, 80, "ok"), ("80 90", 89, 80, "ok"), ("80 86", 89, ["80", "86"], "ok"),
+    ("80 90", 100, ["80", "90"], "violated"), ("90", 100, 90, "violated"),
+])  # fmt: skip
+def test_a_bundle_for_several_is_judged_by_what_the_host_makes_use_of(sms, host, judged, fits):
+    stack = stack_for(sms)
+    found = advise(BOOK, Request(stack=stack, host=HOST | {"gpus": [GPU | {"sm": host}]}))
+    assert found.values["target.sm"] == judged
+    assert {one.rule.id: one.verdict for one in found.outcomes}["single-sm-build-on-other-sm"] == fits
+
+
+def test_of_several_architectures_the_worst_verdict_counts():
+    stack = stack_for("90 103")
+    (found,) = [one for one in advise(BOOK, Request(stack=stack)).outcomes if one.rule.id == "toolkit-knows-sm"]
+    assert found.verdict == "violated"
+    assert "target.arch is 103" in found.evidence[0]
+    mixed = HOST | {"gpus": [GPU, GPU | {"index": 1, "sm": 103}]}
+    found = advise(BOOK, Request(stack=stack, host=mixed, given={"target.cuda": "12.9"}))
+    assert (found.values["target.sm"], found.values["host.sm"]) == (["90", "103"], ["90", "103"])
+    rules = ("toolkit-knows-sm", "single-sm-build-on-other-sm")
+    assert [one.verdict for one in found.outcomes if one.rule.id in rules] == ["ok", "ok"]
 
 
 def test_what_a_host_did_not_find_out_is_not_there():
@@ -187,6 +218,7 @@ def test_facts_of_a_models_folder(tmp_path, config, quant):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
     assert model_folder_values(tmp_path) == {
         "model.local": True, "model.multimodal": True, "model.quant": quant,
+        "model.quant_method": config.get("quantization_config", {}).get("quant_method"),
         "model.tokenizer_class": "TokenizersBackend"}  # fmt: skip
 
 
@@ -267,6 +299,31 @@ def test_advice_on_a_launch(prefix):
     assert found["pcie-power"] == found["k8s-shm"] == "unknown"
     assert advice.errors == 1 + sum(
         one.verdict == "violated" and one.rule.severity == "error" for one in advice.outcomes)  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "expected"), [("torchao", "violated"), ("FP8", "ok"), (None, "ok")])
+def test_a_models_quantisation_is_one_of_the_bundles_sglang(prefix, tmp_path, method, expected):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"quantization_config": {"quant_method": method}} if method else {})
+    )
+    command = Command(argv=["--model-path", str(tmp_path)])
+    found = verdicts(Request(stack=open_for(prefix, command), host=HOST, command=command))
+    assert found["quant-method-of-this-release"] == expected
+
+
+def test_the_name_of_a_model_tells_that_it_is_of_torchao(prefix):
+    command = Command(argv=["--model-path", "microsoft/Phi-4-mini-instruct-FP8-TORCHAO"])
+    assert (
+        verdicts(Request(stack=open_for(prefix, command), command=command))["quant-method-of-this-release"]
+        == "violated"
+    )
+    assert verdicts(Request(command=command))["quant-method-of-this-release"] == "unknown"
+
+
+def test_a_host_without_a_gpu_is_told(prefix):
+    assert verdicts(Request(stack=open_for(prefix, None), host=HOST | {"gpus": []}))["host-gpu"] == "violated"
+    assert verdicts(Request(stack=open_for(prefix, None), host=HOST))["host-gpu"] == "ok"
+    assert verdicts(Request(stack=open_for(prefix, None)))["host-gpu"] == "unknown"
 
 
 def test_without_a_launch_no_flag_is_missing(prefix):

@@ -97,6 +97,21 @@ def test_everything_is_said_at_once(bundle: Bundle) -> None:
     bundle.is_refused(11, "needs glibc 99", "needs Linux 99")
 
 
+@pytest.mark.parametrize(
+    ("release", "has"),
+    [(None, "none"), ("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n", "36.4.3")],
+)
+def test_a_host_that_is_no_jetson_of_that_release(bundle: Bundle, release: str | None, has: str) -> None:
+    file = bundle.prefix / "release"
+    bundle.check.write_text(bundle.check.read_text().replace("/etc/nv_tegra_release", str(file)))
+    if release:
+        file.write_text(release)
+    bundle.floors("L4T\t38\tthe recipe: JetPack 7")
+    bundle.is_refused(16, f"needs L4T 38; this host has {has}", "why: the recipe: JetPack 7", "a Jetson with L4T 38")
+    file.write_text("# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64\n")
+    bundle.passes()
+
+
 def test_an_old_driver(bundle: Bundle) -> None:
     bundle.floors("driver\t580\tlib/libcudart.so.13", "CUDA\t13.0\tlib/libcudart.so.13")
     bundle.driver(_MODULE, cuda=12020)
@@ -188,6 +203,8 @@ def test_it_is_inert_elsewhere() -> None:
         ("driver", "570", "565.57.01", False), ("CPU", "avx2 fma", "fma sse2 avx2", True),
         ("CPU", "avx", "avx2", False),
         ("libstdc++ GLIBCXX", "3.4.22", "3.4.9", False), ("glibc", "2.28", "", True),
+        ("L4T", "38", "38.2.0", True), ("L4T", "38", "36.4.0", False), ("L4T", "36.4", "36.4.0", True),
+        ("L4T", "36.4", "36.3.0", False), ("L4T", "36", "none", False), ("L4T", "36", "", True),
     ],
 )  # fmt: skip
 def test_comparison(name: str, wanted: str, has: str, met: bool) -> None:

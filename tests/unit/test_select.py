@@ -51,12 +51,12 @@ def described(*gpus: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
 def bundle(folder: Path, name: str, *, sm: str = "90", isa: str = "avx512", cuda: str = "12.8", version: str = "0.5.9",
            recipe: str = "sglang", machine: str = "x86_64",
            floors: Mapping[str, tuple[str, str]] = _DRIVER, padding: int = 0) -> Path:  # fmt: skip
-    """A bundle without layers. sm: as in its floor, `90+PTX`, or nothing."""
+    """A bundle without layers. sm: as in its floor, `90+PTX`, `80 90`, or nothing."""
     wanted = {**floors, **({"SM": (sm, "sgl_kernel.so")} if sm else {})}
     manifest = Manifest(
         name=name, fingerprint="0" * 64, composer="1", recipe={"name": recipe, "version": version, "sha256": "0" * 64},
         lock="pylock.toml", python="3.12.1", interpreter="host", torch="none", serve=None, checks=(), left_out=(),
-        target={"sm": sm.partition("+")[0], "isa": isa, "cuda": cuda, "python": "3.12", "machine": machine},
+        target={"sm": sm.replace("+PTX", ""), "isa": isa, "cuda": cuda, "python": "3.12", "machine": machine},
         floors={key: Floor(version=one, because=why) for key, (one, why) in wanted.items()},
         warnings=[bytes((number * 7919 % 251 + 1) % 94 + 33 for number in range(padding)).decode()], layers=(),
     )  # fmt: skip
@@ -133,6 +133,22 @@ def test_then_version_then_cuda_then_size(tmp_path: Path) -> None:
     bundle(tmp_path, "e", version="not a version", cuda="12.9")
     found = chosen(tmp_path, described(_H100))
     assert [one["name"] for one in (found["selected"], *found["others"])] == ["d", "c", "b", "a", "e"]
+
+
+def test_a_bundle_for_several_fits_each_of_them_and_comes_after_the_smaller_one_for_that(tmp_path: Path) -> None:
+    bundle(tmp_path, "several", sm="80 90", padding=5000)
+    for device in (_A100, _H100):
+        found = chosen(tmp_path, described(device))["selected"]
+        assert (found["name"], found["native"]) == ("several", True)
+    assert chosen(tmp_path, described(_A10))["selected"]["native"] is False  # by what it has for SM 80
+    assert "SM 80, 90: native on 1 GPU" in choose(tmp_path, described(_H100)).stdout
+    (refused,) = refusals(tmp_path, described(gpu(0, "NVIDIA B200", 100)))
+    assert refused == "holds GPU code for SM 80, SM 90; this host has NVIDIA B200 (SM 100)"
+    bundle(tmp_path, "exact", sm="90")
+    found = chosen(tmp_path, described(_H100))
+    assert (found["selected"]["name"], [one["name"] for one in found["others"]]) == ("exact", ["several"])
+    assert best(tmp_path, described(_A100)) == "several"
+    assert best(tmp_path, described(_A100, _H100)) == "several"  # the other one would leave out a GPU
 
 
 def test_ptx_runs_on_what_came_later(tmp_path: Path) -> None:
@@ -366,7 +382,7 @@ def test_a_stated_cpu_runs_what_is_poorer(stated: str, fits: list[str]) -> None:
 
 def test_what_compose_detect_prints_is_what_select_reads(tmp_path: Path) -> None:
     bundle(tmp_path, "a")
-    code = "import sys; from composer.runtime.detect import main; sys.exit(main(['--json']))"
+    code = "import sys; from composer.runtime.host.detect import main; sys.exit(main(['--json']))"
     here = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     there = json.loads(CliRunner().invoke(detect, ["--json"]).stdout)
     assert here["cpu"].items() <= there["cpu"].items()
@@ -520,3 +536,32 @@ def test_an_index_that_is_none(one: Path, key: str, value: object) -> None:
 def test_a_file_that_is_no_index(data: bytes) -> None:
     with pytest.raises(VerifyError):
         parse_index(data, "index.json")
+
+
+# --- Jetson -----------------------------------------------------------------------------------------------------------
+
+
+def jetson(release: str | None) -> dict[str, Any]:
+    cpu = {"model": "Arm", "features": ["asimdhp", "asimddp", "atomics", "sve2", "bf16", "i8mm"],
+           "isa": ["armv8_2", "armv9"]}  # fmt: skip
+    return described(gpu(0, "NVIDIA Thor", 110), machine="aarch64", cpu=cpu, l4t=release)
+
+
+@pytest.fixture(scope="module")
+def thor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("thor")
+    bundle(folder, "a", sm="110", isa="armv9", machine="aarch64", floors={"L4T": ("38", "the recipe: JetPack 7")})
+    return folder
+
+
+@pytest.mark.parametrize(("release", "why"), [("36.4.3", "this host has 36.4.3"), (None, "this host has none")])
+def test_a_jetson_below_the_bundles_release(thor: Path, release: str | None, why: str) -> None:
+    done = choose(thor, jetson(release))
+    assert done.exit_code != 0
+    assert f"needs L4T 38; {why}" in done.output + str(done.exception)
+
+
+def test_a_jetson_of_the_bundles_release_and_one_that_is_only_stated(thor: Path) -> None:
+    assert choose(thor, jetson("38.2.0")).exit_code == 0
+    # What is said of a host by its SM alone says nothing of its L4T.
+    assert choose(thor, described(), "--sm", "110", "--isa", "armv9").exit_code == 0

@@ -87,7 +87,7 @@ def refused(text: str) -> str:
         ('path = "-x"', "component[0].build.path: "),
         ('sdist = true\nsubdirectory = "../x"', "component[0].build.subdirectory: "),
         ('sdist = true\npatches = ["/etc/x"]', "component[0].build.patches[0]: "),
-        ('sdist = true\nprebuilt = false\nwhen = "auto"', "component[0].build.when: must be 'always'"),
+        ('sdist = true\nprebuilt = false\nwhen = "asked"', "component[0].build.when: must be 'always' or 'auto'"),
         (
             'sdist = true\n[[component.build.without]]\nnames = ["A_b"]\nreason = "r"',
             "component[0].build.without: 'A_b'",
@@ -233,7 +233,7 @@ def job(tmp_path: Path) -> Job:
     component = recipe.component[0]
     assert component.build is not None
     request = Request(
-        loaded=loaded, component=component, target=Target(sm=90, isa="avx2", cuda="12.8", python="3.12"),
+        loaded=loaded, component=component, target=Target(sms=(90,), isa="avx2", cuda="12.8", python="3.12"),
         flags=("-mavx2",),
         python=Candidate(minor="3.12", version="3.12.1", path=Path("/p"), origin="PATH", glibc_floor="2.17"),
     )  # fmt: skip
@@ -279,7 +279,7 @@ def test_every_input_changes_the_key(what: str, job: Job) -> None:
 
 
 def test_what_does_not_change_the_wheel_does_not_change_the_key(job: Job) -> None:
-    other = Target(sm=100, isa="avx2", cuda="12.8", python="3.12")
+    other = Target(sms=(100,), isa="avx2", cuda="12.8", python="3.12")
     assert replace(job, jobs=7).key == with_build(job, disk=9, memory=9).key == job.key
     assert with_request(job, target=other).key == job.key
     assert with_build(job, environment={"CFLAGS": "{jobs} {folder}"}).key == with_build(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from packaging.tags import compatible_tags
@@ -20,6 +21,7 @@ from composer.model.target import (
     parse_sm,
     parse_sms,
     parse_targets,
+    sm_text,
     target_faults,
 )
 from composer.steps.load import load_targets
@@ -36,7 +38,7 @@ DATA = {
 }
 TARGETS = parse_targets(DATA, "targets.toml")
 SHIPPED = load_targets()
-TARGET = Target(sm=90, isa="avx512", cuda="12.8", python="3.12")
+TARGET = Target(sms=(90,), isa="avx512", cuda="12.8", python="3.12")
 
 
 @pytest.mark.parametrize(
@@ -49,16 +51,33 @@ def test_spellings_of_an_sm(text: str, sm: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "sms"),
-    [("90", (90,)), ("100,90", (90, 100)), ("9.0, sm_100 ,90", (90, 100)), ("all", ()), (" ALL\n", ())],
-)
+    [("90", (90,)), ("100,90", (90, 100)), ("9.0, sm_100 ,90", (90, 100)), ("100+90", (90, 100)),
+     ("sm90 + 10.0,90", (90, 100)), ("all", ()), (" ALL\n", ())],
+)  # fmt: skip
 def test_several_sms(text: str, sms: tuple[int, ...]) -> None:
     assert parse_sms(text, TARGETS) == sms
 
 
-@pytest.mark.parametrize("text", ["", ",", "90,", ",90", "90,,100", "90;100", "90 100", "all,90", "90,91", "none"])
+@pytest.mark.parametrize("text", ["", ",", "90,", ",90", "90,,100", "90;100", "90 100", "all,90", "90,91", "none",
+                                  "90++100", "+90", "90+all"])  # fmt: skip
 def test_several_of_which_one_is_unknown(text: str) -> None:
     with pytest.raises(RecipeError, match="unknown GPU architecture"):
         parse_sms(text, TARGETS)
+
+
+def test_all_that_are_unknown_are_told_at_once() -> None:
+    with pytest.raises(RecipeError, match="2 faults") as caught:
+        parse_sms("91+90,92", TARGETS)
+    assert "'91'" in str(caught.value)
+    assert "'92'" in str(caught.value)
+
+
+def test_a_target_is_for_a_set_of_architectures() -> None:
+    both = replace(TARGET, sms=(100, 90, 100))
+    assert both.sms == (90, 100)
+    assert both == replace(TARGET, sms=(90, 100))
+    assert both.slug == "python312-cuda12_8-sm90_100-avx512"
+    assert (sm_text(both.sms), sm_text([90])) == ("SM 90, 100", "SM 90")
 
 
 @pytest.mark.parametrize("text", ["", "9", "91", "sm-90", "90a", "9.00", "-90", "90\n91", "9 0", "$(id)", "٩٠", "1000"])
@@ -158,7 +177,7 @@ def test_the_shipped_vocabulary_makes_file_names() -> None:
     assert {"12.8", "12.9", "13.0"} <= targets.cuda.keys()
     for sm, isa in itertools.product(targets.sm, targets.isa):
         assert parse_sm(sm, targets) == int(sm)
-        target = Target(sm=int(sm), isa=parse_isa(isa, targets), cuda="12.8", python="3.13")
+        target = Target(sms=(int(sm),), isa=parse_isa(isa, targets), cuda="12.8", python="3.13")
         assert target.slug.replace("_", "").replace("-", "").isalnum()
 
 
@@ -252,7 +271,7 @@ def test_the_oldest_driver(sm: int, cuda: str, branch: str | None) -> None:
 
 
 def faults(sm: int, isa: str, cuda: str) -> list[tuple[str, str | None, str | None]]:
-    target = Target(sm=sm, isa=isa, cuda=cuda, python="3.12", machine=SHIPPED.isa[isa].machine)
+    target = Target(sms=(sm,), isa=isa, cuda=cuda, python="3.12", machine=SHIPPED.isa[isa].machine)
     return [(one.what, one.why, one.fix) for one in target_faults(target, SHIPPED)]
 
 

@@ -27,8 +27,11 @@ NAME = "sglang-python312-cuda12_8-sm90-avx512"
         (Request(variant=NAME.replace("sglang", "sgalng")), ["no recipe 'sgalng'", "Did you mean 'sglang'?"]),
         (Request(variant=NAME.replace("90", "61")), ["cannot serve SM 61"]),
         (Request(variant=NAME, recipe="sglang", python="3.11"), ["--python says 3.11, --variant says 3.12"]),
-        (Request(sm="80,90", isa="avx2"), ["a bundle is for one GPU architecture", "asked for SM 80, 90"]),
-        (Request(variant="sglang-python312-cuda12_8-all-avx2"), ["a bundle is for one GPU architecture"]),
+        (Request(sm="61,90+103", isa="avx2"), ["cannot serve SM 61", "only supports sm75", "cannot serve SM 103"]),
+        (Request(gpus=["H100", "GB200"], isa="avx2"), ["the CPU of GB200 does not run avx2"]),
+        (Request(variant="sglang-python312-cuda12_8-sm90_121-avx2"), ["cannot serve SM 121"]),
+        (Request(sm="80,90", gpus=["H100"], isa="avx2"), ["--sm says SM 80, 90, --gpu says SM 90"]),
+        (Request(sm="all", isa="armv9", recipe="sglang"), ["is not offered for aarch64"]),
         (Request(), ["missing --sm or --gpu or --variant", "missing --isa or --variant"]),
     ],
 )  # fmt: skip

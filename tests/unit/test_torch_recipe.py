@@ -8,7 +8,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from composer.model.source import Build, Values, local_version
+from composer.model.target import Target
 from composer.steps.load import data_root, load_recipe, load_targets
+from composer.steps.sourcing import _made_for_others
 from tests.torch_trees import shipped
 
 TARGETS = load_targets()
@@ -133,3 +135,19 @@ def test_the_version_is_the_components() -> None:
     assert url == "https://github.com/pytorch/pytorch/releases/download/v2.9.1/pytorch-v2.9.1.tar.gz"
     assert sha256.startswith("e17504700ebc")
     assert shipped().release("2.13.0")[0].endswith("/v2.13.0/pytorch-v2.13.0.tar.gz")
+
+
+@pytest.mark.parametrize(
+    ("label", "sms", "fits"),
+    [
+        ("sm80.sm90.avx512", (80, 90), True), ("sm80.sm90.avx512", (90,), True), ("all.avx512", (80, 90), True),
+        ("cu128", (80, 90), True), ("sm90.avx512", (80, 90), False), ("sm80.sm90.avx2", (80, 90), False),
+        ("sm80.sm90", (80, 90), False),
+    ],
+)  # fmt: skip
+def test_a_given_wheel_is_for_all_gpus_of_the_bundle(label: str, sms: tuple[int, ...], fits: bool) -> None:
+    torch = load_recipe("sglang").recipe.component_of("torch")
+    target = Target(sms=sms, isa="avx512", cuda="12.8", python="3.12")
+    fault = _made_for_others(f"torch-2.9.1+{label}-cp312-cp312-linux_x86_64.whl", torch, target)
+    assert (fault is None) == fits
+    assert fits or f"it was built for {label}" in str(fault)

@@ -57,10 +57,14 @@ def test_names_are_brought_into_one_form(text: str, name: str) -> None:
     assert parse_variant(text, TARGETS).name == name
 
 
-def test_the_slug_of_a_target_is_the_end_of_its_name() -> None:
-    variant = parse_variant(NAME, TARGETS)
-    assert f"{variant.stack}-{variant.target(90, TARGETS).slug}" == NAME
-    assert parse_variant("vllm-python313-cuda12_9-sm100-armv9", TARGETS).target(100, TARGETS).machine == "aarch64"
+@pytest.mark.parametrize("name", [NAME, "sglang-python312-cuda12_8-sm80_90-avx2", "x-python39-cuda13_0-sm90_120-avx"])
+def test_the_slug_of_a_target_is_the_end_of_its_name(name: str) -> None:
+    variant = parse_variant(name, TARGETS)
+    assert f"{variant.stack}-{variant.target(TARGETS).slug}" == name
+
+
+def test_the_machine_of_a_target_is_that_of_its_instruction_set() -> None:
+    assert parse_variant("vllm-python313-cuda12_9-sm100-armv9", TARGETS).target(TARGETS).machine == "aarch64"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Drive a Triton launcher against the fake driver and print, as JSON, what reached it.
 
-    drive.py ours EXTENSION          our prebuilt extension
-    drive.py triton                  Triton's own driver.c and generated launchers, compiled here with its own code
+    drive.py ours EXTENSION          our prebuilt extension, as Triton 3.5 calls it
+    drive.py triton                  Triton 3.5's own driver.c and generated launchers, compiled here with its own code
+    drive.py ours-3.8 EXTENSION      our prebuilt extension, as Triton 3.8 calls it
+    drive.py triton-3.8              Triton 3.8's own driver.c
 
 Runs in a process of its own, with LD_LIBRARY_PATH leading to the fake libcuda.so.1; standard library only.
 """
@@ -59,11 +61,11 @@ CASES = [
     # Faults.
     ("too few", ("i32", "i32"), (1,), ()),
     ("too many", ("i32",), (1, 2), ()),
-    ("i8 negative", ("i8",), (-1,), ()),
-    ("i8 high", ("i8",), (256,), ()),
-    ("i16 high", ("i16",), (32768,), ()),
-    ("i16 low", ("i16",), (-32769,), ()),
-    ("i32 high", ("i32",), (2**31,), ()),
+    ("i8 negative", ("i8",), (-1,), (1,)),
+    ("i8 high", ("i8",), (256,), (1,)),
+    ("i16 high", ("i16",), (32768,), (2,)),
+    ("i16 low", ("i16",), (-32769,), (2,)),
+    ("i32 high", ("i32",), (2**31,), (4,)),
     ("i32 huge", ("i32",), (2**80,), ()),
     ("i64 high", ("i64",), (2**63,), ()),
     ("i32 of a float", ("i32",), (1.5,), ()),
@@ -132,10 +134,13 @@ def launch_args(shape, hooks=(None, None), metadata=None):
     return (*grid, 0xABC, 0xDEF, cooperative, pdl, *scratch, kernel, metadata, *hooks)
 
 
-def all_cases(fake, module, make):
+def all_cases(fake, module, make, skip=()):
     fake.reset()
-    tensor_map = module.fill_tma_descriptor(0x7000, 3, 2, 6, [64, 128], (256, 512), (512, 1), 0)
+    fill = getattr(module, "fill_tma_descriptor_tiled" if skip else "fill_tma_descriptor")
+    tensor_map = fill(0x7000, 3, 2, 6, [64, 128], (256, 512), (512, 1), 0)
     for name, signature, args, sizes in CASES:
+        if name in skip:
+            continue
         launch = make(signature)
         args = tuple(tensor_map if arg == "MAP" else arg for arg in args)
         fake.reset((*sizes, 8, 8))
@@ -146,6 +151,8 @@ def all_cases(fake, module, make):
         yield f"half {number!r}", attempt(fake, lambda n=number: half(*launch_args(SHAPES[0]), n, -n, n))
     one = make(("i32",))
     for index, shape in enumerate(SHAPES):
+        if f"shape {index}" in skip:
+            continue
         fake.reset((4, 8, 8))
         yield f"shape {index}", attempt(fake, lambda shape=shape: one(*launch_args(shape), 5))
     yield from hook_cases(fake, one)
@@ -206,23 +213,92 @@ def utility_cases(fake, module):
         yield name, attempt(fake, call)
 
 
+def utility_cases_of_38(fake, module):
+    fill, columns = module.fill_tma_descriptor_tiled, module.fill_tma_descriptor_im2col
+    picture = (7, 3, 2, 6, [16, 64], [2, 9, 9, 64], [5184, 576, 64, 1], 1)
+    for name, call in {
+        "load": lambda: module.load_binary("kernel", b"image", 1000, 0),
+        "load with much shared memory": lambda: module.load_binary("kernel", b"image", 200000, 0),
+        "load broken": lambda: module.load_binary("kernel", b"broken", 0, 0),
+        "unload": lambda: module.unload_module(0x1111),
+        "properties": lambda: module.get_device_properties(3),
+        "capability": lambda: module.get_device_capability(3),
+        "current device": lambda: module.get_current_device(),
+        "another device": lambda: module.set_current_device(2),
+        "default stream": lambda: module.get_default_stream(1),
+        "clusters": lambda: module.cuOccupancyMaxActiveClusters(0x2222, 1024, 2),
+        "fifo": lambda: module.set_printf_fifo_size(8192),
+        "fifo negative": lambda: module.set_printf_fifo_size(-1),
+        "map of rank 1": lambda: fill(0x70, 0, 4, 7, [64], [999], [1], 1) and None,
+        "map of rank 3": lambda: fill(0x70, 3, 2, 6, [1, 8, 64], [7, 9, 5], (45, 5, 1), 0) and None,
+        "map of different ranks": lambda: fill(7, 3, 2, 6, [1, 2], [3], [1], 0),
+        "columns": lambda: columns(*picture, [0, -1], [2, -3], [1, 2, 2, 1]) and None,
+        "columns with a box of three": lambda: columns(7, 3, 2, 6, [1, 2, 3], *picture[5:], [0, 0], [0, 0], [1] * 4),
+        "columns with too few steps": lambda: columns(*picture, [0, 0], [0, 0], [1]),
+        "columns with unlike corners": lambda: columns(*picture, [0, 0], [0], [1] * 4),
+    }.items():
+        fake.reset()
+        yield name, attempt(fake, call)
+
+
+# What Triton 3.8 does not check: it reads whatever lies behind too few arguments. It takes a list for a tuple.
+UNCHECKED = ("too few", "too many", "tuple too short", "tuple too long", "shape 10")
+
+
+def cases_of_38(fake, module, make):
+    """The same cases, with calls turned into those of Triton 3.8."""
+
+    def flat(signature):
+        launch = make(signature)
+
+        def call(*args):
+            scratch, kernel, rest = args[7:9], args[9], args[10:13]
+            return launch(*args[:7], kernel[:3], *rest, *scratch, args[13:])
+
+        return call
+
+    yield from all_cases(fake, module, flat, UNCHECKED)
+    one = flat(("i32",))
+    for ctas in (2, 16):
+        fake.reset((4, 8, 8))
+        shape = ((1, 1, 1), False, False, (4, ctas, 0), (None, None))
+        yield f"{ctas} CTAs", attempt(fake, lambda shape=shape: one(*launch_args(shape), 5))
+    yield from utility_cases_of_38(fake, module)
+    yield "map in memory", memory_of_map(fake, module, make)
+
+
+def memory_of_map(fake, module, make):
+    """The bytes of a small map and of a large one as a kernel gets them."""
+    found = []
+    launch = make(("nvTmaDesc",))
+    for side in (64, 4096):
+        tensor_map = module.fill_tma_descriptor_tiled(0x7000, 3, 2, 38, [64, 64], (side, side), (side, 1), 0)
+        fake.reset((MAP,))
+        launch(1, 1, 1, 0, 1, False, False, (4, 1, 0), None, None, None, None, None, (tensor_map,))
+        found.append(fake.text)
+    return found
+
+
 CODES = {
     "i1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "L", "u1": "B", "u8": "B", "u16": "H", "u32": "I", "u64": "K",
     "fp16": "e", "bf16": "g", "fp32": "f", "f32": "f", "fp64": "d", "nvTmaDesc": "T", "constexpr": "x",
 }  # fmt: skip
 
 
-def code(kind):
+CODES_38 = {kind: "s" if kind[0] == "i" else "u" if kind[0] == "u" else one for kind, one in CODES.items()}
+
+
+def code(kind, codes):
     if isinstance(kind, tuple):
-        return f"({''.join(map(code, kind))})"
-    return "P" if kind[0] == "*" else CODES[kind]
+        return f"({''.join(code(one, codes) for one in kind)})"
+    return "P" if kind[0] == "*" else codes[kind]
 
 
-def ours(path):
+def ours(path, codes=CODES, launcher="launcher"):
     spec = importlib.util.spec_from_file_location("_composer_launch", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module, lambda signature: module.launcher("".join(map(code, signature)))
+    return module, lambda signature: getattr(module, launcher)("".join(code(one, codes) for one in signature))
 
 
 def tritons():
@@ -243,8 +319,37 @@ def tritons():
     return module, make
 
 
+def tritons_of_38():
+    from pathlib import Path
+
+    from triton.backends.nvidia import driver
+    from triton.runtime.build import compile_module_from_file
+
+    module = compile_module_from_file(
+        src_path=str(Path(driver.__file__).parent / "driver.c"), name="cuda_utils", library_dirs=driver.library_dirs(),
+        include_dirs=driver.include_dirs, libraries=driver.libraries,
+    )  # fmt: skip
+    driver.PyKernelArg, driver.ARG_CONSTEXPR = module.PyKernelArg, module.ARG_CONSTEXPR
+    driver.ARG_KERNEL, driver.ARG_TUPLE = module.ARG_KERNEL, module.ARG_TUPLE
+
+    def flattened(signature):
+        return [one for kind in signature for one in (flattened(kind) if isinstance(kind, tuple) else [kind])]
+
+    def make(signature):
+        annotations = driver.annotate_arguments(signature)
+        kinds = module.build_signature_metadata([one for one in flattened(signature) if one != "constexpr"])
+        return lambda *args: module.launch(*args[:-1], annotations, kinds, args[-1])
+
+    return module, make
+
+
 if __name__ == "__main__":
-    module, make = ours(sys.argv[2]) if sys.argv[1] == "ours" else tritons()
+    way, path = sys.argv[1], sys.argv[2:]
     fake = Fake()
     fake.reset()
-    print(json.dumps(dict(all_cases(fake, module, make)) | dict(utility_cases(fake, module))))
+    if way.endswith("-3.8"):
+        module, make = ours(*path, CODES_38, "packed_launcher") if path else tritons_of_38()
+        print(json.dumps(dict(cases_of_38(fake, module, make))))
+    else:
+        module, make = ours(*path) if path else tritons()
+        print(json.dumps(dict(all_cases(fake, module, make)) | dict(utility_cases(fake, module))))

@@ -72,6 +72,14 @@ int cuDeviceGetAttribute(int *out, int attribute, int device) {
   *out = attribute == 97 ? 232448 : attribute * 1000 + device;
   return 0;
 }
+int cuDriverGetVersion(int *out) { *out = 13010; return 0; }
+int cuCtxGetDevice(int *out) { *out = 5; return 0; }
+int cuModuleUnload(void *module) {
+  char line[64];
+  snprintf(line, sizeof line, "unload %p ", module);
+  note(line);
+  return 0;
+}
 int cuCtxGetLimit(size_t *out, int limit) { (void)limit; *out = 4096; return 0; }
 int cuCtxSetLimit(int limit, size_t size) {
   char line[64];
@@ -96,6 +104,8 @@ int cuModuleGetFunction(void **out, void *module, const char *name) {
 int cuFuncGetAttribute(int *out, int attribute, void *function) { (void)function; *out = attribute * 8; return 0; }
 int cuFuncSetAttribute(void *function, int attribute, int value) {
   char line[64];
+  if (attribute == 17) /* the mode of more shared memory, which only GPUs of SM 107 have */
+    return 1;
   snprintf(line, sizeof line, "set %p %d %d ", function, attribute, value);
   note(line);
   return 0;
@@ -105,6 +115,22 @@ int cuOccupancyMaxActiveClusters(int *out, void *function, const Config *config)
   (void)function;
   hex(config->attributes[0].value, 12);
   *out = (int)config->grid[0] + (int)config->shared;
+  return 0;
+}
+int cuTensorMapEncodeIm2col(unsigned char *map, int type, uint32_t rank, void *address, const uint64_t *shape,
+                            const uint64_t *strides, const int *lower, const int *upper, uint32_t channels,
+                            uint32_t pixels, const uint32_t *steps, int interleave, int swizzle, int promotion,
+                            int fill) {
+  char line[160];
+  snprintf(line, sizeof line, "columns %d %u %p %u %u %d %d %d %d ", type, rank, address, channels, pixels, interleave,
+           swizzle, promotion, fill);
+  note(line);
+  hex(shape, 8 * (int)rank);
+  hex(strides, 8 * (int)rank);
+  hex(lower, 4 * (int)(rank - 2));
+  hex(upper, 4 * (int)(rank - 2));
+  hex(steps, 4 * (int)rank);
+  memset(map, 0x5a, 128);
   return 0;
 }
 int cuTensorMapEncodeTiled(unsigned char *map, int type, uint32_t rank, void *address, const uint64_t *shape,
