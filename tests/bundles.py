@@ -33,10 +33,11 @@ def make_bundle(
         told = [msgspec.structs.replace(one, entries=[lie(entry) if lie else entry for entry in one.entries])
                 for one in done]  # fmt: skip
         return Manifest(
-            name=output.name.removesuffix(".tar.zst"), fingerprint=fingerprint_of(done), composer="0", recipe={},
-            lock="", target={"machine": os.uname().machine, "python": "3.12", "sm": "90"}, python="3.12",
-            interpreter="host", torch="wheel", serve=None, floors=floors or {}, checks=[], left_out=[], warnings=[],
-            layers=told,
+            name=output.name.removesuffix(".tar.zst"), fingerprint=fingerprint_of(done), composer="0",
+            recipe={"name": "small", "version": "1.0"}, lock="",
+            target={"sm": "90", "isa": "avx2", "cuda": "12.8", "python": "3.12", "machine": os.uname().machine},
+            python="3.12", interpreter="host", torch="wheel", serve=None, floors=floors or {}, checks=[], left_out=[],
+            warnings=[], layers=told,
         )  # fmt: skip
 
     return pack(shelf, ready, manifest_of, output, mtime=_MTIME, listener=silent, accept=lambda _bundle: None)[1]

@@ -60,8 +60,9 @@ def _declared(field: ast.AnnAssign, name: str, scope: Scope) -> Iterator[Declare
     if kind is None or said is None or scope.value(said.get("no_cli", _constant(None))) is True:
         return
     first = said.get("cli_name", _constant(f"--{name.replace('_', '-')}"))
-    names = [scope.value(first), *(scope.value(said["aliases"]) if "aliases" in said else ())]
-    texts = [one for one in names if isinstance(one, str)]
+    aliases = scope.value(said["aliases"]) if "aliases" in said else None
+    texts = [one for one in [scope.value(first), *(aliases if isinstance(aliases, list) else ())]
+             if isinstance(one, str)]  # fmt: skip
     if _is_two_way(said.get("action")):  # argparse.BooleanOptionalAction
         texts += [f"--no-{one.removeprefix('--')}" for one in texts if one.startswith("--")]
     yield Declared(names=tuple(texts), given=_arguments(kind, said, has_default=field.value is not None), scope=scope,
@@ -72,12 +73,12 @@ def _annotation(node: ast.expr) -> tuple[ast.expr | None, Mapping[str, ast.expr]
     """The type of a field, and what its `Arg(...)` says; a text alone is its help. None where it is no flag."""
     if not (isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in _ANNOTATED):
         return None, None
-    kind, *more = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-    for one in more:
+    parts = _subscripted(node)[1]
+    for one in parts[1:]:
         if isinstance(one, ast.Constant | ast.JoinedStr | ast.BinOp):
-            return kind, {}
+            return parts[0], {}
         if isinstance(one, ast.Call) and isinstance(one.func, ast.Name) and one.func.id == "Arg":
-            return kind, {word.arg: word.value for word in one.keywords if word.arg}
+            return parts[0], {word.arg: word.value for word in one.keywords if word.arg}
     return None, None
 
 
@@ -91,7 +92,7 @@ def _arguments(kind: ast.expr, said: Mapping[str, ast.expr], *, has_default: boo
     inner = _required(kind)
     outer, parts = _subscripted(inner)
     given = {key: said[key] for key in ("choices", "nargs") if key in said}
-    if outer == "Literal":
+    if outer == "Literal" and parts:
         first = parts[0].value if isinstance(parts[0], ast.Constant) else ""
         kinds = ast.Name(id=type(first).__name__)
         return {"choices": said.get("choices", ast.List(elts=parts)), **_typed(said, kinds)}
@@ -113,7 +114,7 @@ def _typed(said: Mapping[str, ast.expr], kind: ast.expr | None = None) -> dict[s
 def _required(kind: ast.expr) -> ast.expr:
     """The type in `Optional[X]`, `Union[X, None]` and `X | None`."""
     outer, parts = _subscripted(kind)
-    if outer == "Optional":
+    if outer == "Optional" and parts:
         return parts[0]
     if isinstance(kind, ast.BinOp):
         parts = [kind.left, kind.right]

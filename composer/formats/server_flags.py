@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from composer.errors import VerifyError
 from composer.formats.server_fields import REGISTER, declared_flags
-from composer.formats.source_values import OPEN, Modules, Scope, Source, assigned_names, find_class, parse
+from composer.formats.source_values import Modules, Scope, Source, assigned_names, find_class, parse
 
 Kind = Literal["str", "int", "float", "json", "open"]
 
@@ -55,7 +55,7 @@ class Variable:
 
 
 def read_flags(source: Source, module: str) -> tuple[Flag, ...]:
-    """Every flag of the program that `python -m module` runs, in the order of its parser.
+    """Every flag of the program that `python -m module` runs whose name can be read, in the order of its parser.
 
     VerifyError where the module is missing, is no Python that this interpreter parses, or builds no parser this way.
     """
@@ -64,7 +64,7 @@ def read_flags(source: Source, module: str) -> tuple[Flag, ...]:
     if not classes:
         raise VerifyError("builds no command line that can be read", where=module,
                           fix="Use a version of compose that knows this release.")  # fmt: skip
-    return tuple(flag for home, name in classes for flag in _class_flags(modules, home, name))
+    return tuple(flag for home, name in classes for flag in _class_flags(modules, home, name) if flag.names)
 
 
 def read_variables(text: str, where: str) -> tuple[Variable, ...]:
@@ -129,7 +129,8 @@ def _flag(names: tuple[Any, ...], given: Mapping[str, ast.expr], scope: Scope, l
     choices = scope.value(given["choices"]) if "choices" in given else None
     return Flag(
         names=tuple(map(str, names)), kind=_kind(given.get("type")), nargs=_nargs(given, scope),
-        choices=None if choices is None or choices is OPEN else tuple(choices), open_choices=choices is OPEN,
+        choices=tuple(choices) if isinstance(choices, list) else None,
+        open_choices=not isinstance(choices, list | None),
         required="required" in given and scope.value(given["required"]) is True, line=line,
     )  # fmt: skip
 

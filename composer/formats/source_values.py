@@ -22,7 +22,7 @@ def parse(text: str, where: str) -> ast.Module:
     """The syntax tree of a module; VerifyError for what is no Python that this interpreter parses."""
     try:
         return ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError) as fault:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as fault:  # the last: nested too deeply
         raise VerifyError("is no Python source that can be read here", where=where, why=str(fault),
                           fix="Run compose with the bundle's version of Python, or newer.") from fault  # fmt: skip
 
@@ -138,7 +138,7 @@ class Scope:
         tree = self.modules.find(self.module)
         if name in self.local:
             return self._deeper(self.module, {}).value(self.local[name])
-        if tree is None:
+        if tree is None or self.depth > _DEPTH:
             return OPEN
         assigned = assigned_names(tree.body)
         if name in assigned:

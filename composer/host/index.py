@@ -130,7 +130,7 @@ def _facts(bundle: Bundle, size: int, sha256: str | None) -> BundleFacts:
             "version": manifest.recipe["version"], "target": dict(manifest.target),
             "floors": {name: {"version": one.version, "because": one.because} for name, one in manifest.floors.items()},
         }, BundleFacts)  # fmt: skip
-    except (KeyError, msgspec.ValidationError) as fault:
+    except msgspec.ValidationError as fault:
         raise VerifyError("the manifest does not say what the bundle is for", where=bundle.path.name,
                           why=str(fault)) from fault  # fmt: skip
 

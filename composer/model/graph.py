@@ -80,7 +80,7 @@ def dependency_graph(versions: Mapping[str, str], requires: Mapping[str, Sequenc
     environment: marker variables (PEP 508) of the target, without `extra`.
     """
     parsed = {name: [Requirement(line) for line in lines] for name, lines in requires.items()}
-    extras = _extras(parsed, environment)
+    extras = _extras(parsed, edits, environment)
     nodes = [
         Node(name=name, version=versions[name], root=name in roots,
              requires=[_edge(one, name, edits) for one in _wanted(parsed[name], extras[name], environment)]
@@ -90,14 +90,17 @@ def dependency_graph(versions: Mapping[str, str], requires: Mapping[str, Sequenc
     return DependencyGraph(nodes=nodes)
 
 
-def _extras(parsed: Mapping[str, Sequence[Requirement]], environment: Mapping[str, str]) -> Mapping[str, set[str]]:
-    """The extras that are asked of each distribution; an extra may ask for more of them."""
+def _extras(parsed: Mapping[str, Sequence[Requirement]], edits: Sequence[RequiresEdit],
+            environment: Mapping[str, str]) -> Mapping[str, set[str]]:  # fmt: skip
+    """The extras that are asked of each distribution, after the edits; an extra may ask for more of them."""
     found: defaultdict[str, set[str]] = defaultdict(set)
     before = -1
     while before != (before := sum(map(len, found.values()))):
         for name, lines in parsed.items():
             for one in [*_wanted(lines, found[name], environment)]:
-                found[canonicalize_name(one.name)] |= one.extras
+                edge = _edge(one, name, edits)
+                if not edge.dropped:
+                    found[edge.name] |= Requirement(edge.replaced or edge.requirement).extras
     return found
 
 

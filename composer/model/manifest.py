@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -23,6 +24,9 @@ MANIFEST_PATH = "share/compose/manifest.json"
 FINGERPRINT_PATH = "share/compose/fingerprint"
 #: `interpreter` of a bundle that carries none.
 HOST = "host"
+#: What every manifest says of its recipe and of its target; the SMs are words of digits.
+_RECIPE, _TARGET = ("name", "version"), ("sm", "isa", "cuda", "python", "machine")
+_SMS = re.compile(r"[0-9]{2,3}( [0-9]{2,3})*")
 
 
 class Floor(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,14 +100,22 @@ def fingerprint_of(layers: Sequence[Layer]) -> str:
     return digest.hexdigest()
 
 
+_COPY = "Copy the bundle again and compare its .sha256."
+
+
 def parse_manifest(data: bytes, where: str) -> Manifest:
-    """A manifest from its JSON; VerifyError when it is damaged or of another schema."""
+    """A manifest from its JSON; VerifyError when it is damaged, of another schema, or not of a bundle's target."""
     try:
         manifest = decode(data, Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise VerifyError("the manifest is damaged", where=where, why=str(fault),
-                          fix="Copy the bundle again and compare its .sha256.") from fault  # fmt: skip
+                          fix=_COPY) from fault  # fmt: skip
     if manifest.schema != SCHEMA:
         raise VerifyError(f"manifest schema {manifest.schema} is not {SCHEMA}", where=where,
                           fix="Use the version of compose that made the bundle.")  # fmt: skip
+    lacking = [*(f"recipe.{name}" for name in _RECIPE if name not in manifest.recipe),
+               *(f"target.{name}" for name in _TARGET if name not in manifest.target)]  # fmt: skip
+    if lacking or not _SMS.fullmatch(manifest.target["sm"]):
+        why = f"it lacks {', '.join(lacking)}" if lacking else f"its SMs are {manifest.target['sm']!r}"
+        raise VerifyError("the manifest does not say what the bundle is for", where=where, why=why, fix=_COPY)
     return manifest

@@ -94,8 +94,9 @@ def sm_floor(sms: Sequence[int], libraries: Sequence[str], *, ptx: bool) -> dict
 
 
 def stated_floors(stated: Sequence[HostFloor], sms: Collection[int]) -> dict[str, Floor]:
-    """What the recipe asks of hosts with these GPUs beside what the files do."""
-    return {one.name: Floor(version=one.version, because=one.reason) for one in stated if one.applies(sms)}
+    """What the recipe asks of hosts with these GPUs beside what the files do; of several of a name the newest."""
+    asked = sorted((one for one in stated if one.applies(sms)), key=lambda one: _numbers(one.version))
+    return {one.name: Floor(version=one.version, because=one.reason) for one in asked}
 
 
 def render_floors(bundle: str, floors: Mapping[str, Floor]) -> bytes:

@@ -184,7 +184,7 @@ def _sized(network: Network, url: str, artifact: Artifact) -> Artifact:
             length = body.headers.get("Content-Length", "") if body.status == 200 else ""
     except TransientError as fault:
         raise FetchError("cannot be asked for", where=shown(url), why=str(fault), fix=CHECK_INDEX) from fault
-    if not length.isdigit():
+    if not length.isdecimal():
         raise FetchError("the server does not tell the size", where=shown(url), fix="Give `size` in the recipe.")
     return replace(artifact, size=int(length))
 
@@ -347,7 +347,7 @@ def _check_answer(body: Body, url: str, artifact: Artifact, part: _Part) -> None
     elif body.status == 200:
         part.restart()
         length = body.headers.get("Content-Length", "")
-        if length.isdigit() and int(length) != artifact.size and "Content-Encoding" not in body.headers:
+        if length.isdecimal() and int(length) != artifact.size and "Content-Encoding" not in body.headers:
             raise mismatch(artifact, shown(url), "", int(length))
     else:
         _refuse(body, url, part)
@@ -358,7 +358,7 @@ def _refuse(body: Body, url: str, part: _Part) -> None:
         part.restart()
     if body.status in {408, 416, 425, 429} or body.status >= 500:
         wait = body.headers.get("Retry-After", "")
-        raise TransientError(f"HTTP status {body.status}", wait=float(wait) if wait.isdigit() else 0.0)
+        raise TransientError(f"HTTP status {body.status}", wait=float(wait) if wait.isdecimal() else 0.0)
     reason = {401: "needs a login", 403: "is forbidden", 404: "is not there", 410: "is gone"}.get(body.status, "failed")
     raise FetchError(f"the file {reason}", where=shown(url), why=f"HTTP status {body.status}", fix=CHECK_INDEX)
 

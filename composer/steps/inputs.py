@@ -117,6 +117,6 @@ def _content_faults(declared: Input, name: str, data: bytes) -> Iterator[str]:
             json.loads(data)
         elif declared.format == "xml":
             expat.ParserCreate().Parse(data, True)
-    except (ValueError, RecursionError, expat.ExpatError) as fault:
+    except (ValueError, LookupError, RecursionError, expat.ExpatError) as fault:  # LookupError: an unknown encoding
         assert declared.format
         yield f"is no {declared.format.upper()}: {fault}"

@@ -90,8 +90,8 @@ class Site:
 class Aim:
     """One target of a matrix. name: what it is called until its bundle has a name. recipe: as `--recipe` spells it.
 
-    sms: ascending; none where a variant is refused that is for all. refused: why it cannot be built; nothing for one
-    that is.
+    sms: ascending; none where a variant is refused that is for all. python: as it is asked for, or the recipe's first.
+    refused: why it cannot be built; nothing for one that is.
     """
 
     name: str
@@ -99,6 +99,7 @@ class Aim:
     recipe: str
     sms: tuple[int, ...]
     isa: str
+    python: str = ""
     refused: tuple[RecipeError, ...] = ()
 
 
@@ -136,7 +137,7 @@ def aims(ask: Ask) -> list[Aim]:
         RecipeError.collect(list({str(fault): fault for one in found for fault in one.refused}.values()))
     distinct: dict[tuple[object, ...], Aim] = {}
     for one in found:
-        distinct.setdefault((one.recipe, one.sms, one.isa, one.name if one.refused else ""), one)
+        distinct.setdefault((one.recipe, one.sms, one.isa, one.python, one.name if one.refused else ""), one)
     part, parts = ask.shard
     chosen = [one for one in distinct.values() if not one.refused][part - 1 :: parts]
     return [one for one in distinct.values() if one.refused or one in chosen]
@@ -197,7 +198,7 @@ def _aim(name: str, order: Order, targets: Targets, loaded: LoadedRecipe | None 
     read_inputs(drafted.loaded.recipe, order.request.inputs)
     return Aim(name=name, order=order, recipe=order.request.recipe or drafted.loaded.spelling,
                sms=drafted.served.sms or drafted.target.sms, isa=drafted.target.isa,
-               refused=drafted.served.reasons)  # fmt: skip
+               python=drafted.request.python or drafted.target.python, refused=drafted.served.reasons)  # fmt: skip
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

@@ -188,7 +188,10 @@ def _fault(job: Job, wheel: BuiltWheel, path: Path) -> str | None:
         return "it was made from other inputs"
     if (fault := _other(job.request, wheel.filename)) or Path(wheel.filename).name != wheel.filename:
         return fault or f"it is called {wheel.filename!r}"
-    return None if _sha256(path) == wheel.sha256 else "the wheel is not the one that its record is of"
+    with host_errors(path):
+        size = path.stat().st_size
+    same = (size, _sha256(path)) == (wheel.size, wheel.sha256)
+    return None if same else "the wheel is not the one that its record is of"
 
 
 def _other(request: Request, filename: str) -> str | None:

@@ -129,8 +129,10 @@ def test_a_bundle(library: Path, tmp_path: Path) -> None:
 
     def manifest(done: list[Layer]) -> Manifest:
         return Manifest(
-            name="b", fingerprint=fingerprint_of(done), composer="1", recipe={}, lock="", target={}, python="3.12",
-            interpreter="", torch="", serve=None, floors={}, checks=[], left_out=[], warnings=[], layers=done,
+            name="b", fingerprint=fingerprint_of(done), composer="1", recipe={"name": "b", "version": "1"},
+            lock="", target={"sm": "90", "isa": "avx2", "cuda": "12.8", "python": "3.12", "machine": "x86_64"},
+            python="3.12", interpreter="", torch="", serve=None, floors={}, checks=[], left_out=[], warnings=[],
+            layers=done,
         )  # fmt: skip
 
     bundle = tmp_path / "b.tar.zst"

@@ -547,3 +547,11 @@ def test_a_number_of_lines_is_one(host, count):
     host.install()
     assert "is no number of lines" in host.service("logs", "-n", count, check=2)
     host.service("logs", "-n", "9" * 30)
+
+
+@pytest.mark.parametrize("words", [
+    ["wait", "--timeout", "nan"], ["wait", "--timeout", "-1"], ["wait", "--timeout", "x"],
+    ["install", "--start-timeout", "0"], ["install", "--stop-timeout", "-5"], ["install", "--stop-timeout", "1.5"],
+])  # fmt: skip
+def test_a_number_of_seconds_is_one(host, words):
+    assert f"'{words[-1]}' is no number of seconds" in host.service("--plain", *words, check=2)

@@ -119,6 +119,7 @@ LIES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "a path": lambda said: {**said, "filename": f"../{said['filename']}"},
     "no wheel": lambda said: {**said, "filename": "../../evil.sh"},
     "other bytes": lambda said: {**said, "sha256": "0" * 64},
+    "another size": lambda said: {**said, "size": said["size"] + 1},
 }
 
 

@@ -369,9 +369,9 @@ class Prefix:
         floors = {"glibc": Floor(version="2.17", because="lib/a.so")}
         target = {"sm": "90", "isa": "avx2", "cuda": "12.8", "python": f"3.{sys.version_info[1]}", "machine": "x86_64"}
         manifest = Manifest(
-            name="small-sm90", fingerprint=fingerprint_of([layer]), composer="0", recipe={}, lock="", target=target,
-            python="3", interpreter="x", torch="", serve=None, floors=floors, checks=(), left_out=(), warnings=(),
-            layers=[layer],
+            name="small-sm90", fingerprint=fingerprint_of([layer]), composer="0", lock="", target=target,
+            recipe={"name": "small", "version": "1"}, python="3", interpreter="x", torch="", serve=None, floors=floors,
+            checks=(), left_out=(), warnings=(), layers=[layer],
         )  # fmt: skip
         self.write("share/compose/manifest.json", msgspec.json.encode(manifest).decode())
         self.write("share/compose/fingerprint", manifest.fingerprint)

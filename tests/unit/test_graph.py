@@ -55,6 +55,14 @@ def test_an_edit_drops_or_replaces_and_says_why() -> None:
     assert not other.kept
 
 
+@pytest.mark.parametrize(("asked", "to", "names"), [
+    ("lib[fast]", None, []), ("lib[fast]", "lib==2", []), ("lib", "lib[fast]==2", ["c"]),
+])  # fmt: skip
+def test_extras_are_those_after_the_edits(asked: str, to: str | None, names: list[str]) -> None:
+    edit = RequiresEdit(name="lib", to=to, reason="a test")
+    assert edges(graph({"app": [asked], "lib": ["c; extra == 'fast'"]}, edit), "lib") == names
+
+
 def test_everything_is_reached_from_the_tops_and_no_top_from_another() -> None:
     found = graph({"a": ["b"], "b": ["c"], "c": ["b"], "x": ["y"], "y": ["x"], "z": ["gone"], "gone": []},
                   RequiresEdit(name="gone", reason="left out"))  # fmt: skip

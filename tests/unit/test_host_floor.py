@@ -7,6 +7,7 @@ import tomllib
 import pytest
 
 from composer.errors import RecipeError
+from composer.model.host_floor import HostFloor
 from composer.model.manifest import Floor
 from composer.model.recipe import Recipe, parse_recipe
 from composer.proofs.floors import stated_floors
@@ -45,6 +46,12 @@ def recipe(old: str = "", new: str = "") -> Recipe:
 def test_it_holds_where_all_gpus_are_of_jetsons(sms: tuple[int, ...], asked: bool) -> None:
     wanted = {"L4T": Floor(version="38", because="the recipe: JetPack 7")} if asked else {}
     assert stated_floors(recipe().floor, sms) == wanted
+
+
+@pytest.mark.parametrize("versions", [("38", "36.4"), ("36.4", "38"), ("9", "38")])
+def test_of_several_that_hold_the_newest_counts(versions: tuple[str, str]) -> None:
+    floors = [HostFloor(name="L4T", version=one, sm=(110,), reason=one) for one in versions]
+    assert stated_floors(floors, [110]) == {"L4T": Floor(version="38", because="38")}
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_a_file_that_nothing_could_use(recipe: Recipe, tuning: Path, name: str, 
     assert "Give a folder with files such as configs/*/E=*.json, in JSON: measured on the host." in told
 
 
-@pytest.mark.parametrize("text", ["", "<graphs>", "<a/><b/>", "no XML"])
+@pytest.mark.parametrize("text", ["", "<graphs>", "<a/><b/>", "no XML", '<?xml version="1.0" encoding="foo"?><a/>'])
 def test_a_file_that_is_no_xml(recipe: Recipe, tmp_path: Path, text: str) -> None:
     assert "is no XML: " in refusal(recipe, ("graph", written(tmp_path, "a.xml", text)))
 

@@ -32,7 +32,8 @@ FULL = Settings(ways=EVERY, sha256="0" * 64)
 def manifest(sm="90", **changes):
     layer = Layer(name="torch", version="1", parts=[], entries=[Entry(path="a", size=5 << 30)])
     facts = Manifest(
-        name="sglang-python312-cuda12_8-sm90-avx512", fingerprint="f" * 64, composer="1", recipe={}, lock="",
+        name="sglang-python312-cuda12_8-sm90-avx512", fingerprint="f" * 64, composer="1", lock="",
+        recipe={"name": "sglang", "version": "0.5.9"},
         target={"sm": "90", "isa": "avx512", "cuda": "12.8", "python": "3.12", "machine": "x86_64"}, python="3.12.1",
         interpreter="3.12.1", torch="wheel", serve=None, floors={"SM": Floor(version=sm, because="a")}, checks=[],
         left_out=[], warnings=[], layers=[layer],

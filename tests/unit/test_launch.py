@@ -217,6 +217,7 @@ def test_constants_that_refer_to_each_other_end():
     ({"app.launch": "print(1)"}, "app.launch", "builds no command line"),
     ({"app.launch": "def f(:"}, "app.launch", "is no Python source"),
     ({"app.launch": "x = 1\x00"}, "app.launch", "is no Python source"),
+    ({"app.launch": f"x = {'-' * 200_000}1"}, "app.launch", "is no Python source"),
     ({"app.launch": "from app.server import A\nA.add_cli_args(p)", "app.server": "A = 1"}, "app.launch", "has no A."),
 ])  # fmt: skip
 def test_a_source_that_cannot_be_read(sources, module, says):

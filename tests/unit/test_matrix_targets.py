@@ -81,6 +81,13 @@ def test_variants_are_whole_targets_beside_the_others():
     assert (found[1].order.request.variant, found[1].order.request.sm) == (found[1].name, None)
 
 
+def test_variants_that_differ_in_their_python_are_several():
+    named = [f"sglang-python{minor}-cuda12_8-sm90-avx512" for minor in ("312", "311", "312")]
+    assert [one.name for one in ask(isas=(), recipes=(), variants=named)] == named[:2]
+    # The recipe's first Python is that of who names none.
+    assert [one.name for one in ask(["90"], variants=named)] == ["sglang sm90 avx512", named[1]]
+
+
 def test_variants_alone_are_enough_and_may_be_for_several_architectures():
     found = ask(isas=(), recipes=(), variants=[VARIANT.format("sm80_90", "avx512"), VARIANT.format("all", "avx2")])
     assert pairs(found) == [(80, 90, "avx512"), (*sorted(SERVED), "avx2")]

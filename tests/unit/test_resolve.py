@@ -401,6 +401,17 @@ def test_a_file_is_believed_while_it_holds(place: Place) -> None:
     assert recalled("org/name", place) == (None, [])
 
 
+def test_a_model_that_was_changed_since_is_judged_anew(place: Place, tmp_path: Path) -> None:
+    folder = model(tmp_path / "mine")
+    written(str(folder), place)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    assert recalled(str(folder), place) == (None, [])
+    assert recalled(str(folder), place, ["--load-format dummy"])[0]
+    with pytest.raises(Refusal):
+        resolve(str(folder), place)
+
+
 def test_a_moved_bundle_does_not_believe_its_old_files(place: Place, tmp_path: Path) -> None:
     snapshot(place.bundled, "org/name")
     written("org/name", place)

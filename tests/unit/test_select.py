@@ -51,12 +51,12 @@ def described(*gpus: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
 def bundle(folder: Path, name: str, *, sm: str = "90", isa: str = "avx512", cuda: str = "12.8", version: str = "0.5.9",
            recipe: str = "sglang", machine: str = "x86_64",
            floors: Mapping[str, tuple[str, str]] = _DRIVER, padding: int = 0) -> Path:  # fmt: skip
-    """A bundle without layers. sm: as in its floor, `90+PTX`, `80 90`, or nothing."""
+    """A bundle without layers. sm: as in its floor, `90+PTX`, `80 90`, or nothing where it has no GPU code."""
     wanted = {**floors, **({"SM": (sm, "sgl_kernel.so")} if sm else {})}
     manifest = Manifest(
         name=name, fingerprint="0" * 64, composer="1", recipe={"name": recipe, "version": version, "sha256": "0" * 64},
         lock="pylock.toml", python="3.12.1", interpreter="host", torch="none", serve=None, checks=(), left_out=(),
-        target={"sm": sm.replace("+PTX", ""), "isa": isa, "cuda": cuda, "python": "3.12", "machine": machine},
+        target={"sm": sm.replace("+PTX", "") or "90", "isa": isa, "cuda": cuda, "python": "3.12", "machine": machine},
         floors={key: Floor(version=one, because=why) for key, (one, why) in wanted.items()},
         warnings=[bytes((number * 7919 % 251 + 1) % 94 + 33 for number in range(padding)).decode()], layers=(),
     )  # fmt: skip

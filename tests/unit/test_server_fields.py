@@ -158,6 +158,33 @@ def test_what_is_no_flag(field: str) -> None:
     assert flag(field).names == ("--old",)
 
 
+@pytest.mark.parametrize("field", [
+    "x: A[()] = 1", "x: A[str, Arg(help='', cli_name=found())] = ''", "x: A[str, Arg(cli_name=found())]",
+])  # fmt: skip
+def test_a_flag_whose_name_cannot_be_read_is_not_told(field: str) -> None:
+    assert flag(field).names == ("--old",)
+
+
+@pytest.mark.parametrize("said", [
+    "A[str, Arg(aliases=found())]", "A[str, Arg(aliases=None)]", "A[str, Arg(aliases=3)]", "A[Literal[()], Arg()]",
+    "A[Optional[()], Arg()]",
+])  # fmt: skip
+def test_what_the_source_does_not_tell_is_passed_over(said: str) -> None:
+    assert flag(f"x: {said} = ''").names == ("--x",)
+
+
+@pytest.mark.parametrize("choices", ["found()", "3", "'ab'", "(*found(),)"])
+def test_choices_that_are_no_list_are_left_open(choices: str) -> None:
+    found = flag(f"x: A[str, Arg(choices={choices})] = ''")
+    assert (found.choices, found.open_choices) == (None, True)
+
+
+def test_a_name_that_two_modules_import_from_each_other_is_left_open() -> None:
+    text = "from app.utils import A, Arg\nfrom app.rest import many\nclass Rest:\n    pass\nclass Model:\n    "
+    circle = {"app.fields": f"{text}x: A[str, Arg(choices=many)] = ''\n", "app.rest": "from app.fields import many\n"}
+    assert read_flags((SOURCES | circle).get, "app.launch")[0].open_choices
+
+
 def test_what_is_not_literal_is_left_open() -> None:
     assert flag("x: A[str, Arg(help='', choices=found())] = ''").open_choices
     assert flag("x: A[str, Arg(help='', type_parser=own)] = ''").kind == "open"

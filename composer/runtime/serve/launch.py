@@ -108,7 +108,7 @@ def _model(flags: Mapping[str, Flag], place: Place) -> tuple[Resolved, list[Find
     asked = flags["--model-path"].value
     revision = flags["--revision"].value if "--revision" in flags else ""
     told = [shlex.join((name, *flag.values)) if name == "--load-format" else name for name, flag in flags.items()]
-    known, findings = (None, []) if revision else recalled(asked, place)
+    known, findings = (None, []) if revision else recalled(asked, place, told)
     return known or resolve(asked, place, revision=revision, flags=told), findings
 
 

@@ -245,8 +245,11 @@ def record(found: Resolved, place: Place) -> Path:
     return path
 
 
-def recalled(asked: str, place: Place) -> tuple[Resolved | None, list[Finding]]:
-    """What `record` wrote about a model, if that still holds; None otherwise, and why if that needs a word."""
+def recalled(asked: str, place: Place, flags: Sequence[str] = ()) -> tuple[Resolved | None, list[Finding]]:
+    """What `record` wrote about a model, if that still holds; None otherwise, and why if that needs a word.
+
+    The model itself is looked at as `resolve` does, with the same `flags`: it may have been changed since.
+    """
     known = identity(asked)
     path = env_file.place(known, place.cache, place.environ)
     try:
@@ -259,7 +262,10 @@ def recalled(asked: str, place: Place) -> tuple[Resolved | None, list[Finding]]:
     # Another revision may have come since, or the cache be another one, or not be wanted.
     if source != "folder" and (folder != located(known, place) or (source == "cache" and place.online)):
         return None, []
-    found = Resolved(asked=known, source=values[env_file.SOURCE], folder=folder, path=folder)
+    try:
+        found = _loadable(_whole(known, source, Path(folder), place, flags), place, flags)
+    except (OSError, Refusal):  # `resolve` says more, or finds another
+        return None, []
     return mended(found, place), findings
 
 

@@ -250,7 +250,7 @@ def _parser(program: str, prefix: str | None) -> argparse.ArgumentParser:
     logs.add_argument("-f", "--follow", action="store_true", help="go on until interrupted")
     logs.add_argument("-n", "--lines", type=_count, default=100, help="how many; default: 100")
     wait = actions.add_parser("wait", help="until its /health answers well")
-    wait.add_argument("--timeout", type=float, default=math.inf, metavar="S", help="default: no limit")
+    wait.add_argument("--timeout", type=_time, default=math.inf, metavar="S", help="default: no limit")
     wait.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="that of the server, in a unit")
     return parser
 
@@ -261,14 +261,35 @@ def _count(text: str) -> int:
     return min(int(text), sys.maxsize)
 
 
+def _seconds(text: str) -> int:
+    """Of a unit, for which 0 would mean no limit."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 31):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds: 1 or more")
+    return int(text)
+
+
+def _time(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not found >= 0:  # nan, too, which no time ever reaches
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds: 0 or more")
+    return found
+
+
 def _install_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--program", help=f"what to run; default: PREFIX/bin/{SERVE}")
     parser.add_argument("--run-as", default="", metavar="USER", help="system: default: a user made for it by systemd")
     parser.add_argument("--writable", action="append", default=[], metavar="FOLDER",
                         help="system: it may write here too, besides its cache")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a variable of its settings")
-    parser.add_argument("--start-timeout", type=int, default=Service.start, metavar="S", help="until it is healthy")
-    parser.add_argument("--stop-timeout", type=int, default=Service.stop, metavar="S", help="to finish its requests")
+    parser.add_argument(
+        "--start-timeout", type=_seconds, default=Service.start, metavar="S", help="until it is healthy"
+    )
+    parser.add_argument(
+        "--stop-timeout", type=_seconds, default=Service.stop, metavar="S", help="to finish its requests"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the files and write none")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- ARGUMENT", help="for the program")
 
