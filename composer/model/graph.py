@@ -9,6 +9,7 @@ import msgspec
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from composer.model.marker import counts
 from composer.model.recipe import RequiresEdit
 
 
@@ -108,9 +109,7 @@ def _wanted(
     lines: Sequence[Requirement], extras: Collection[str], environment: Mapping[str, str]
 ) -> Iterator[Requirement]:
     """The requirements that hold for the target, with these extras."""
-    for one in lines:
-        if one.marker is None or any(one.marker.evaluate({**environment, "extra": extra}) for extra in ("", *extras)):
-            yield one
+    return (one for one in lines if counts(one, environment, ("", *extras)))
 
 
 def _edge(wanted: Requirement, of: str, edits: Sequence[RequiresEdit]) -> Edge:

@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from composer.formats.metadata import name_and_version, requires_dist
 from composer.model.finding import Finding
 from composer.model.layer import RequiresChange
+from composer.model.marker import counts
 
 Kind = Literal["dropped", "relaxed", "overridden"]
 
@@ -125,8 +126,7 @@ def _is_met(line: str, stack: Mapping[str, Declared]) -> bool:
 
 
 def _counts(line: str, extras: Iterable[str], environment: Mapping[str, str]) -> bool:
-    marker = _parsed(line).marker
-    return marker is None or any(marker.evaluate({**environment, "extra": extra}) for extra in extras)
+    return counts(_parsed(line), environment, extras)
 
 
 def _wanted_extras(stack: Iterable[Declared], environment: Mapping[str, str]) -> dict[str, frozenset[str]]:

@@ -28,6 +28,7 @@ from composer.model.finding import Finding
 from composer.model.globs import matches
 from composer.model.lock import LockedPackage
 from composer.model.manifest import Floor
+from composer.model.marker import counts
 from composer.model.plan import PatchFile, RpathEdit, SlimEdit, WheelPlan
 from composer.model.recipe import Component, Link, Prune, RequiresEdit, Slim
 from composer.model.target import sm_text
@@ -208,11 +209,11 @@ def _refuse_unmet(outline: Outline, surveys: Mapping[str, Survey]) -> None:
 
 def _unmet(outline: Outline, name: str, survey: Survey) -> Iterator[RecipeError]:
     versions = {one.name: one.version for one in outline.packages}
-    marked = {**marker_environment(outline.target.python, outline.target.machine), "extra": ""}
+    environment = marker_environment(outline.target.python, outline.target.machine)
     dropped = {edit.name for edit in outline.requires_edits() if edit.of in (None, name)}
     for wanted in map(Requirement, survey.requires):
         key = canonicalize_name(wanted.name)
-        if key in dropped or (wanted.marker and not wanted.marker.evaluate(marked)):
+        if key in dropped or not counts(wanted, environment):
             continue
         if key not in versions or not wanted.specifier.contains(versions[key], prereleases=True):
             yield RecipeError(f"requires {wanted}", where=f"{name} {versions[name]}",
