@@ -19,6 +19,7 @@ from composer.model.recipe import Recipe
 #: What is larger is no setting, and is held in memory.
 _MOST_BYTES = 16 << 20
 _MOST_FILES = 10_000
+_MOST_DEPTH = 32
 #: Faults of one input that are told; of a wrong folder all files are wrong.
 _MOST_FAULTS = 5
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder"}
@@ -101,6 +102,8 @@ def _below(root: Path, folder: Path, faults: list[tuple[Path, str]]) -> Iterator
             faults.append((path, "has a name that cannot be printed"))
         elif entry.is_symlink():
             faults.append((path, "is a link: what it leads to may not be there when it is read"))
+        elif entry.is_dir() and len(path.relative_to(root).parts) > _MOST_DEPTH:
+            faults.append((path, f"lies more than {_MOST_DEPTH} folders deep"))
         elif entry.is_dir():
             yield from _below(root, path, faults)
         elif entry.is_file():

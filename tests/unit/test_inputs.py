@@ -165,6 +165,11 @@ def test_a_file_that_is_no_xml(recipe: Recipe, tmp_path: Path, text: str) -> Non
     assert "is no XML: " in refusal(recipe, ("graph", written(tmp_path, "a.xml", text)))
 
 
+def test_a_folder_without_end(recipe: Recipe, tuning: Path) -> None:
+    (tuning / "/".join("d" * 40)).mkdir(parents=True)
+    assert "lies more than 32 folders deep" in refusal(recipe, ("tuning", tuning))
+
+
 def test_links_and_pipes_in_a_folder(recipe: Recipe, tuning: Path) -> None:
     (tuning / "configs/link").symlink_to("/etc")
     os.mkfifo(tuning / "configs/pipe")
