@@ -114,3 +114,9 @@ def test_every_row_says_how_it_is_called_and_why() -> None:
         calls = [tuple(given) for given in row["arguments"]]
         assert calls
         assert len(set(calls)) == len(calls), row["factory"]
+
+
+def test_what_both_caches_repeat_is_the_same() -> None:
+    """A source that is built by itself has no module of another, so each carries its own writer of wheels."""
+    first, second = sorted(SOURCES.parent.glob("*/backend/*/wheel.py"))
+    assert first.read_bytes() == second.read_bytes()
