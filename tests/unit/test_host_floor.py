@@ -12,16 +12,11 @@ from composer.model.manifest import Floor
 from composer.model.recipe import Recipe, parse_recipe
 from composer.proofs.floors import stated_floors
 from composer.steps.load import load_recipe
+from tests.recipes import head
 
-RECIPE = """\
-schema = 1
-name = "small"
-version = "1.0"
-summary = "A test"
-cuda = "12.8"
-pythons = ["3.12"]
-as-of = 2026-03-11T00:00:00Z
-sm = [90, 110]
+RECIPE = (
+    head(sm=(90, 110))
+    + """\
 [[refuse]]
 sm = [87]
 reason = "a test"
@@ -34,6 +29,7 @@ version = "38"
 sm = [87, 110]
 reason = "the recipe: JetPack 7"
 """
+)
 
 
 def recipe(old: str = "", new: str = "") -> Recipe:

@@ -18,16 +18,11 @@ from composer.model.recipe import Recipe, parse_recipe
 from composer.steps import inputs
 from composer.steps.inputs import read_inputs
 from composer.steps.load import load_recipe
+from tests.recipes import head
 
-RECIPE = """\
-schema = 1
-name = "small"
-version = "1.0"
-summary = "A test"
-cuda = "12.8"
-pythons = ["3.12"]
-as-of = 2026-03-11T00:00:00Z
-sm = [90]
+RECIPE = (
+    head()
+    + """\
 [[component]]
 name = "alpha"
 version = "1.0"
@@ -48,6 +43,7 @@ name = "plain"
 variable = "PLAIN"
 reason = "anything"
 """
+)
 NAME = "E=8,N=256,device_name=NVIDIA_X.json"
 
 

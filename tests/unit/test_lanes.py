@@ -18,21 +18,17 @@ from composer.model.target import Target
 from composer.steps import load
 from composer.steps.load import data_root, load_named, load_recipe, load_targets
 from composer.steps.locks import lock_request, read_lock
+from tests.recipes import head
 
 LANES = ("sglang", "sglang-forward", "sglang-forward-aarch64", "vllm")
-SMALL = """\
-schema = 1
-name = "small"
-version = "1.0"
-summary = "A test"
-cuda = "12.8"
-pythons = ["3.12"]
-as-of = 2026-03-11T00:00:00Z
-sm = [90]
+SMALL = (
+    head()
+    + """\
 [[component]]
 name = "alpha"
 version = "1.0"
 """
+)
 SMS = sorted(map(int, load_targets().sm))
 
 

@@ -15,16 +15,11 @@ from composer.model.recipe import Recipe, parse_recipe
 from composer.model.target import Target
 from composer.steps.load import load_recipe
 from composer.steps.locks import lock_request
+from tests.recipes import head
 
-RECIPE = """\
-schema = 1
-name = "small"
-version = "1.0"
-summary = "A test"
-cuda = "12.8"
-pythons = ["3.12"]
-as-of = 2026-03-11T00:00:00Z
-sm = [90]
+RECIPE = (
+    head()
+    + """\
 serve = "bin/serve"
 [environment]
 MODE = "full"
@@ -40,6 +35,7 @@ imports = ["alpha"]
 name = "closed"
 untouched = "its licence"
 """
+)
 OVERLAY = """\
 schema = 1
 summary = "Less"

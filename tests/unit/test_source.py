@@ -31,20 +31,16 @@ from composer.steps.source_log import failure, progress_note
 from composer.steps.source_machine import check_room, jobs_here, memory_here
 from composer.steps.source_tree import Patch, Source
 from composer.store import Store
+from tests.recipes import head
 from tests.wheels import build_wheel
 
-HEAD = """
-schema = 1
-name = "small"
-version = "1.0"
-summary = "A test"
-cuda = "12.8"
-pythons = ["3.12"]
-as-of = 2026-03-11T00:00:00Z
-sm = [90, 100]
+HEAD = (
+    head(sm=(90, 100))
+    + """\
 [[component]]
 name = "some-ext"
 """
+)
 GOOD = 'version = "1.0"\n[component.build]\nrequires = ["tool==1"]\n'
 SHA = "a" * 64
 
