@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -465,6 +466,8 @@ def test_a_file_that_others_could_have_written(tmp_path: Path) -> None:
     assert "another user" in env_file.read(path)[1][0]["evidence"]
     assert "cannot be read" in env_file.read(tmp_path)[1][0]["evidence"]
     assert env_file.read(tmp_path / "absent") == ({}, [])
+    os.mkfifo(tmp_path / "pipe")
+    assert "is no file" in env_file.read(tmp_path / "pipe")[1][0]["evidence"]
 
 
 # --- the program ------------------------------------------------------------------------------------------------------

@@ -43,19 +43,26 @@ def write(path: Path, values: Mapping[str, str]) -> None:
 def read(path: Path) -> tuple[dict[str, str], list[Finding]]:
     """(values by name, none) or (none, why the file is not used); (none, none) if there is no such file."""
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n", opener=_at_once) as stream:
             status = os.fstat(stream.fileno())
-            text = stream.read(1 << 20)
+            text = stream.read(1 << 20) if stat.S_ISREG(status.st_mode) else ""
     except FileNotFoundError:
         return {}, []
     except OSError as fault:
         return {}, [_unused(path, f"cannot be read: {fault.strerror}")]
+    if not stat.S_ISREG(status.st_mode):
+        return {}, [_unused(path, "is no file")]
     if status.st_uid not in (0, os.geteuid()) or status.st_mode & stat.S_IWOTH:
         return {}, [_unused(path, "could have been written by another user")]
     try:
         return _parse(text), []
     except ValueError as fault:
         return {}, [_unused(path, str(fault))]
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting for whoever may write to a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _unused(path: Path, evidence: str) -> Finding:
